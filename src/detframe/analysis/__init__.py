@@ -1,0 +1,1 @@
+"""Reads saved predictions and says what they mean."""

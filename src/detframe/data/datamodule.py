@@ -1,0 +1,229 @@
+"""The data module: splits, loaders, and what happens to a batch on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from detframe.data.annotations import AnnotationIndex, DataError
+from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.sources import read_split
+from detframe.data.synthetic import write_dataset
+from detframe.data.unlabelled import read_images
+from detframe.structures import Batch
+
+
+class DetectionDataModule(LightningDataModule):
+    """Images and boxes from COCO, Pascal VOC or YOLO files; augmentation on the device, in training only.
+
+    Args:
+        root: Folder that ``train``, ``val`` and ``test`` are relative to: a VOC or YOLO root, or a folder with COCO
+            files.
+        train: Split to train on: a COCO file below ``root`` (``train.json``), or the name of a VOC or YOLO split.
+        val: Split that ``best.ckpt`` is chosen by. null holds ``val_fraction`` of the training images out.
+        test: Split for the final figures, or null.
+        predict: What `predict` looks at: a folder of images, a glob, or a COCO file.
+        images: Folder of the images, where it cannot be found from the annotation files.
+        val_fraction: Share of the training images held out where ``val`` is null, 0..1.
+        group_by: Column of the image metadata whose groups stay together when images are held out (COCO only).
+        image_size: (height, width) that the network sees, in pixels.
+        crop_size: Train on random windows of this (height, width) at native scale instead of on resized images.
+        stretch: Fill ``image_size`` instead of keeping the aspect ratio with a grey margin.
+        batch_size: Images per step and process.
+        num_workers: Loader processes; 0 loads in the training process.
+        augmentation: Moves a training batch on the device; null leaves it as it is.
+        on_bad_image: ``error`` stops at an image that cannot be read; ``skip`` counts and names it at the epoch's end.
+        synthetic: Draw the quickstart data set into ``root`` if it is not there yet.
+        seed: Of the held-out choice and of the synthetic data set.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path(),
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        images: Path | None = None,
+        val_fraction: float = 0.15,
+        group_by: str | None = None,
+        image_size: tuple[int, int] = (320, 320),
+        crop_size: tuple[int, int] | None = None,
+        stretch: bool = False,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Callable[[Batch], Batch] | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
+        synthetic: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.splits: dict[str, str | None] = {"train": train, "val": val, "test": test}
+        self.predict_source = predict
+        self.images = images
+        self.val_fraction = val_fraction
+        self.group_by = group_by
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.stretch = stretch
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augmentation = augmentation
+        self.on_bad_image = on_bad_image
+        self.synthetic = synthetic
+        self.seed = seed
+        self._indices: dict[str, AnnotationIndex] = {}
+        self._datasets: dict[str, DetectionDataset] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label, from the first split that is given; none where only `predict` is."""
+        for name in ("train", "test", "val"):
+            if self.splits[name] is not None:
+                return self.index(name).class_names
+        return []
+
+    def prepare_data(self) -> None:
+        """Draw the synthetic data set where it is asked for."""
+        if self.synthetic:
+            write_dataset(self.root, seed=self.seed)
+
+    def index(self, name: str) -> AnnotationIndex:
+        """Index of a split, read once.
+
+        Args:
+            name: ``train``, ``val``, ``test`` or ``predict``.
+
+        Raises:
+            DataError: The split is not given or cannot be read.
+        """
+        if name not in self._indices:
+            self._indices[name] = self._read(name)
+        return self._indices[name]
+
+    def _read(self, name: str) -> AnnotationIndex:
+        if name == "predict":
+            if self.predict_source is None:
+                raise DataError("`data.predict` is not given. Name a folder of images, a glob or a COCO file.")
+            return read_images(self.predict_source)
+        self.prepare_data()
+        split = self.splits[name]
+        if split is None and name == "val" and self.splits["train"] is not None:
+            return self._held_out()[1]
+        if split is None:
+            raise DataError(f"`data.{name}` is not given. Name a COCO file below {self.root} or a split of it.")
+        if name == "train" and self.splits["val"] is None:
+            return self._held_out()[0]
+        return read_split(self.root, split, self.images)
+
+    def _held_out(self) -> tuple[AnnotationIndex, AnnotationIndex]:
+        split = self.splits["train"]
+        assert split is not None
+        whole = read_split(self.root, split, self.images)
+        kept, held = hold_out(whole, self.val_fraction, self.group_by, self.seed)
+        rank_zero_info(f"{len(held)} of {len(whole)} training images are held out for validation.")
+        self._indices.update(train=whole.subset(kept), val=whole.subset(held))
+        return self._indices["train"], self._indices["val"]
+
+    def dataset(self, name: str) -> DetectionDataset:
+        """Data set of a split, made once; degenerate boxes are counted in the log."""
+        if name not in self._datasets:
+            index = self.index(name)
+            crop = name == "train" and self.crop_size is not None
+            size = self.crop_size if crop and self.crop_size is not None else self.image_size
+            dataset = DetectionDataset(index, size, self.stretch, crop, on_bad_image=self.on_bad_image)
+            if dataset.degenerate:
+                rank_zero_warn(
+                    f"{index.source} ({name}): {dataset.degenerate} degenerate boxes are left out. "
+                    "`detframe check` names them."
+                )
+            self._datasets[name] = dataset
+        return self._datasets[name]
+
+    def _loader(self, name: str) -> DataLoader[Any]:
+        training = name == "train"
+        dataset = self.dataset(name)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
+            drop_last=training and len(dataset) > self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training batches."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation batches in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of the images to predict, in order."""
+        return self._loader("predict")
+
+    def on_after_batch_transfer(self, batch: Batch | None, dataloader_idx: int) -> Batch | None:
+        """Make images float 0..1, and augment them while training; on the device."""
+        if batch is None:
+            return None
+        batch = batch._replace(images=batch.images.float() / 255)
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            batch = self.augmentation(batch)
+        return batch
+
+    def report_skipped(self) -> list[str]:
+        """Name the images that could not be read since the last call, in the log and as a list."""
+        notes = [note for dataset in self._datasets.values() for note in dataset.skipped()]
+        if notes:
+            rank_zero_warn(f"{len(notes)} images were skipped:\n" + "\n".join(notes))
+        return notes
+
+
+def hold_out(
+    index: AnnotationIndex, fraction: float, group_by: str | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose images to hold out, whole groups at a time.
+
+    Args:
+        index: Images.
+        fraction: Share to hold out, 0..1; at least one image.
+        group_by: Metadata column whose values are the groups; None lets every image be its own.
+        seed: Of the shuffling.
+
+    Returns:
+        Positions kept and positions held out, each ascending.
+
+    Raises:
+        DataError: An image has no such column, or there are fewer than two groups.
+    """
+    groups: Sequence[Any] = range(len(index))
+    if group_by is not None:
+        missing = [i for i in range(len(index)) if not index.metadata or group_by not in index.metadata[i]]
+        if missing:
+            raise DataError(f"{index.source}: image {index.image_ids[missing[0]]} has no {group_by!r} to group by.")
+        groups = [str(metadata[group_by]) for metadata in index.metadata]
+    names, membership = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"{index.source}: one group cannot be split. Give `data.val`, or another `group_by`.")
+    order = np.random.default_rng(seed).permutation(len(names))
+    sizes = np.bincount(membership)[order]
+    # The group that crosses the wanted share is the last one taken; one group always stays for training.
+    taken = min(int(np.searchsorted(np.cumsum(sizes), fraction * len(index))) + 1, len(names) - 1)
+    held = np.isin(membership, order[:taken])
+    return np.flatnonzero(~held), np.flatnonzero(held)

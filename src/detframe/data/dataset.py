@@ -1,0 +1,156 @@
+"""Images and boxes as the loader yields them: uint8 tensors of one size and padded targets."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detframe.boxes import box_area, clip_boxes
+from detframe.data.annotations import AnnotationIndex
+from detframe.data.images import ImageError, read_image
+from detframe.letterbox import letterbox, to_input
+from detframe.structures import Batch, Targets
+
+
+class Sample(NamedTuple):
+    """One image with its ``n`` boxes; what :func:`collate` pads and stacks."""
+
+    image: Tensor  # [3, H, W] uint8 RGB
+    boxes: Tensor  # [n, 4] float32, xyxy in the image's pixels
+    labels: Tensor  # [n] int64
+    ignore: Tensor  # [n] bool
+    areas: Tensor  # [n] float32, square pixels of the original
+    image_id: int
+    original_size: tuple[int, int]  # (height, width)
+    transform: Tensor  # [4] float32, see Batch.transforms
+
+
+class DetectionDataset(Dataset["Sample | None"]):
+    """Decodes, crops and resizes the images of an index.
+
+    Degenerate boxes (a side of no length, inside the image, or not a number) are left out and counted in
+    ``degenerate``; boxes that reach beyond the image are clipped to it.
+
+    Args:
+        index: Images and boxes.
+        image_size: (height, width) of what comes out, in pixels.
+        stretch: Fill that size instead of keeping the aspect ratio with a grey margin.
+        crop: Take a random window of ``image_size`` at native scale from images that are larger, instead of resizing
+            them. A box of which the window shows less than ``min_visible`` becomes an ignore box.
+        min_visible: Share of a box's area, 0..1.
+        on_bad_image: ``error`` raises at an image that cannot be read; ``skip`` yields None and notes file and reason
+            for :meth:`skipped`.
+    """
+
+    def __init__(
+        self,
+        index: AnnotationIndex,
+        image_size: tuple[int, int],
+        stretch: bool = False,
+        crop: bool = False,
+        min_visible: float = 0.3,
+        on_bad_image: Literal["error", "skip"] = "error",
+    ) -> None:
+        self.index = index
+        self.image_size = image_size
+        self.stretch = stretch
+        self.crop = crop
+        self.min_visible = min_visible
+        self.on_bad_image = on_bad_image
+        sides = index.boxes[:, 2:] - index.boxes[:, :2]
+        self._usable = np.isfinite(index.boxes).all(axis=1) & (sides > 0).all(axis=1)
+        self.degenerate = int((~self._usable).sum())
+        self._skipped: multiprocessing.queues.SimpleQueue[str] | None = None
+        if on_bad_image == "skip":
+            self._skipped = multiprocessing.get_context().SimpleQueue()  # workers are other processes
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.index)
+
+    def __getitem__(self, position: int) -> Sample | None:
+        """Sample of the image at a position of the index, or None where it was skipped."""
+        path = self.index.path(position)
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            if self._skipped is None:
+                raise
+            self._skipped.put(str(error))
+            return None
+        height, width = image.shape[1], image.shape[2]
+        rows = self.index.rows(position)
+        usable = self._usable[rows]
+        boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
+        boxes = clip_boxes(boxes, height, width)
+        ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
+        if self.crop and (height > self.image_size[0] or width > self.image_size[1]):
+            image, transform, boxes, ignore = self._random_crop(image, boxes, ignore)
+        else:
+            image, transform = letterbox(image, self.image_size[0], self.image_size[1], self.stretch)
+            boxes = to_input(boxes, transform)
+        live = box_area(boxes) > 0  # boxes outside the image or the window have no area left
+        return Sample(
+            image=image,
+            boxes=boxes[live],
+            labels=torch.from_numpy(self.index.labels[rows][usable].copy())[live],
+            ignore=ignore[live],
+            areas=torch.from_numpy(self.index.areas[rows][usable]).float()[live],
+            image_id=int(self.index.image_ids[position]),
+            original_size=(height, width),
+            transform=transform,
+        )
+
+    def skipped(self) -> list[str]:
+        """Files and reasons of the images skipped since the last call, in all worker processes."""
+        notes: list[str] = []
+        while self._skipped is not None and not self._skipped.empty():
+            notes.append(self._skipped.get())
+        return notes
+
+    def _random_crop(self, image: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        target_height, target_width = self.image_size
+        height, width = image.shape[1], image.shape[2]
+        top = int(torch.randint(0, max(height - target_height, 0) + 1, ()))
+        left = int(torch.randint(0, max(width - target_width, 0) + 1, ()))
+        window = image[:, top : top + target_height, left : left + target_width]
+        shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
+        clipped = clip_boxes(shifted, window.shape[1], window.shape[2])
+        visible = box_area(clipped) / box_area(shifted).clamp(min=1e-6)
+        window, transform = letterbox(window, target_height, target_width)
+        offset = transform[2:] - transform[:2] * torch.tensor([left, top], dtype=torch.float32)
+        return (
+            window,
+            torch.cat((transform[:2], offset)),
+            to_input(clipped, transform),
+            ignore | (visible < self.min_visible),
+        )
+
+
+def collate(samples: Sequence[Sample | None]) -> Batch | None:
+    """Stack samples and pad their boxes to the longest list; skipped ones are left out, None where none is left."""
+    present = [sample for sample in samples if sample is not None]
+    if not present:
+        return None
+    count = max(len(sample.boxes) for sample in present)
+    pad = torch.nn.utils.rnn.pad_sequence
+    lengths = torch.tensor([len(sample.boxes) for sample in present])
+    return Batch(
+        images=torch.stack([sample.image for sample in present]),
+        targets=Targets(
+            boxes=pad([sample.boxes for sample in present], batch_first=True),
+            labels=pad([sample.labels for sample in present], batch_first=True),
+            ignore=pad([sample.ignore for sample in present], batch_first=True),
+            valid=torch.arange(count) < lengths[:, None],
+        ),
+        areas=pad([sample.areas for sample in present], batch_first=True),
+        image_ids=torch.tensor([sample.image_id for sample in present]),
+        original_sizes=torch.tensor([sample.original_size for sample in present]),
+        transforms=torch.stack([sample.transform for sample in present]),
+    )

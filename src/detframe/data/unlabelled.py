@@ -1,0 +1,45 @@
+"""Images without annotations, as `predict` takes them."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+
+from detframe.data.annotations import IMAGE_SUFFIXES, AnnotationIndex, DataError, build_index
+from detframe.data.coco import read_coco_images
+
+
+def read_images(source: str) -> AnnotationIndex:
+    """Images of a folder, a glob or a COCO file.
+
+    Args:
+        source: A folder, searched with all below it; a glob; an image; or a COCO file.
+
+    Raises:
+        DataError: No image is there.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        return read_coco_images(path)
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{source}: no image there. Name a folder of images, a glob in quotes, or a COCO file.")
+    root = path if path.is_dir() else Path()
+    nothing = np.zeros(0)
+    return build_index(
+        source=path,
+        image_root=root,
+        categories=(),
+        image_ids=np.arange(1, len(files) + 1),
+        file_names=[str(file.relative_to(root)) for file in files],
+        image_sizes=np.zeros((len(files), 2), dtype=np.int64),
+        image_of_box=nothing.astype(np.int64),
+        boxes=nothing.reshape(0, 4),
+        labels=nothing.astype(np.int64),
+        ignore=nothing.astype(np.bool_),
+        areas=nothing,
+        annotation_ids=nothing.astype(np.int64),
+    )

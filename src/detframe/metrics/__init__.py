@@ -1,0 +1,1 @@
+"""What a detector is judged by."""

@@ -1,0 +1,1 @@
+"""Backbones, necks, heads and what they learn by."""

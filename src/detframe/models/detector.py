@@ -1,0 +1,44 @@
+"""A detector: backbone, neck and head, with the normalisation that the backbone expects inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detframe.models.backbones import Backbone
+from detframe.models.heads.base import Head
+from detframe.models.necks import Neck
+from detframe.structures import Detections, Targets
+
+
+class Detector(nn.Module):
+    """Images in, detections out; losses apart.
+
+    Args:
+        backbone: Gives features, and the mean and standard deviation that its weights expect.
+        neck: Built for the backbone's levels.
+        head: Built for the neck's levels.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
+        self.to(memory_format=torch.channels_last)  # 1.3 to 2 times as fast for convolutions on CPU and tensor cores
+
+    def forward(self, images: Tensor) -> Detections:
+        """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
+        return self.head(self.features(images), (images.shape[2], images.shape[3]))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps that the head reads, of images ``[B, 3, H, W]`` in 0..1."""
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.neck(self.backbone(normalised))
+
+    @torch.jit.unused
+    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Named parts of the loss of images ``[B, 3, H, W]`` in 0..1, with targets in their pixels."""
+        return self.head.loss(self.features(images), targets, (images.shape[2], images.shape[3]))

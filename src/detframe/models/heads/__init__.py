@@ -1,0 +1,1 @@
+"""Heads: feature maps in, detections and losses out."""

@@ -1,0 +1,41 @@
+"""Losses of detection heads: pure functions that give one value per element, unreduced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def varifocal_loss(logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Varifocal loss (Zhang et al., 2021, eq. 2), elementwise.
+
+    Args:
+        logits: Class logits, any shape.
+        quality: Target quality 0..1, same shape: the IoU-aware score of positives, 0 for negatives.
+        alpha: Weight of negatives.
+        gamma: Power by which easy negatives are down-weighted.
+    """
+    probability = logits.detach().sigmoid()
+    weight = torch.where(quality > 0, quality, alpha * probability.pow(gamma))
+    return weight * functional.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
+    """Distribution focal loss (Li et al., 2020, eq. 6): cross entropy to the two bins beside the true distance.
+
+    Args:
+        logits: ``[P, 4, bins]``, one distribution per side of a box.
+        distances: ``[P, 4]``, true distances in bins, 0..bins-1.
+
+    Returns:
+        ``[P]``, the mean over the four sides.
+    """
+    bins = logits.shape[-1]
+    distances = distances.clamp(0, bins - 1.01)
+    left = distances.floor().long()
+    right_weight = distances - left
+    log_probability = logits.log_softmax(dim=-1)
+    left_loss = -log_probability.gather(-1, left[..., None])[..., 0]
+    right_loss = -log_probability.gather(-1, left[..., None] + 1)[..., 0]
+    return (left_loss * (1 - right_weight) + right_loss * right_weight).mean(dim=-1)

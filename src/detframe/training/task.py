@@ -1,0 +1,227 @@
+"""The LightningModule: steps, metrics and the optimizer, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from detframe.letterbox import to_original
+from detframe.metrics.mean_ap import MeanAveragePrecision, named_results
+from detframe.models.backbones import Backbone, TimmBackbone
+from detframe.models.detector import Detector
+from detframe.models.heads.base import Head
+from detframe.models.heads.dense import DenseHead
+from detframe.models.necks import FPN, Neck
+from detframe.structures import Batch, Detections, Level, Targets
+from detframe.training.schedules import warmup_cosine
+
+
+class DetectionTask(LightningModule):
+    """Trains and evaluates a detector. A checkpoint of it holds all that ``load_from_checkpoint`` needs.
+
+    Args:
+        class_names: Names by label; the CLI takes them from the data, and `predict` from the checkpoint.
+        backbone: Makes the backbone: a class path with its arguments in YAML, a class or ``functools.partial`` in
+            Python. The checkpoint remembers both.
+        neck: Makes the neck from the backbone's levels.
+        head: Makes the head from the neck's levels and the number of classes.
+        optimizer: Makes the optimizer from parameter groups; null is AdamW with learning rate 0.001 and weight decay
+            0.05.
+        backbone_lr_factor: The backbone's learning rate as a share of the others'.
+        warmup_steps: Optimizer steps in which the learning rate rises; then it falls along a cosine.
+
+    Raises:
+        ValueError: There is no class.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str] = (),
+        backbone: Callable[[], Backbone] = TimmBackbone,
+        neck: Callable[[list[Level]], Neck] = FPN,
+        head: Callable[[list[Level], int], Head] = DenseHead,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        backbone_lr_factor: float = 0.3,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        if not class_names:
+            raise ValueError("A detector needs classes: give annotated data, or a checkpoint with --ckpt_path.")
+        # One plain dictionary, built by the CLI or in Python: `load_from_checkpoint` hands it to jsonargparse.
+        self.save_hyperparameters(
+            {
+                "_instantiator": "lightning.pytorch.cli.instantiate_module",
+                "class_names": list(class_names),
+                "backbone": class_path_of(backbone),
+                "neck": class_path_of(neck),
+                "head": class_path_of(head),
+                "optimizer": class_path_of(optimizer) if optimizer else None,
+                "backbone_lr_factor": backbone_lr_factor,
+                "warmup_steps": warmup_steps,
+            }
+        )
+        self.class_names = list(class_names)
+        self.optimizer_factory = optimizer or partial(AdamW, lr=1e-3, weight_decay=0.05)
+        self.backbone_lr_factor = backbone_lr_factor
+        self.warmup_steps = warmup_steps
+        built = backbone()
+        mixer = neck(built.levels)
+        self.detector = Detector(built, mixer, head(mixer.levels, len(self.class_names)))
+        self.metrics = nn.ModuleDict({stage: MeanAveragePrecision(class_metrics=True) for stage in ("val", "test")})
+        self.results: dict[str, dict[str, Any]] = {}  # the last computed metrics of each stage, for who writes them
+
+    def forward(self, images: Tensor) -> Detections:
+        """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
+        detections: Detections = self.detector(images)
+        return detections
+
+    def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
+        """Sum of the loss parts.
+
+        Raises:
+            FloatingPointError: The loss is not finite; the message names the batch's images.
+        """
+        if batch is None:  # every image of the batch was skipped
+            return None
+        parts = self.detector.loss(batch.images, batch.targets)
+        total = torch.stack(list(parts.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.global_step}: {values}. Images of the batch, by id: "
+                f"{batch.image_ids.tolist()}. Look at them with `detframe check`, or lower the learning rate."
+            )
+        size = len(batch.images)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, batch_size=size)
+        return total
+
+    def validation_step(self, batch: Batch | None, batch_idx: int) -> Detections | None:
+        """Detections in original pixels, counted by the metric."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch | None, batch_idx: int) -> Detections | None:
+        """Detections in original pixels, counted by the metric."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch | None, batch_idx: int) -> Detections | None:
+        """Detections in original pixels."""
+        return None if batch is None else self._detect(batch)
+
+    def _detect(self, batch: Batch) -> Detections:
+        found = self(batch.images)
+        boxes = to_original(found.boxes, batch.transforms, batch.original_sizes)
+        return found._replace(boxes=boxes * found.valid[..., None])
+
+    def _evaluate(self, stage: str, batch: Batch | None) -> Detections | None:
+        if batch is None:
+            return None
+        detections = self._detect(batch)
+        truth = targets_to_original(batch)
+        self._metric(stage).update_batch(detections, truth, batch.areas, batch.image_ids)
+        return detections
+
+    def _metric(self, stage: str) -> MeanAveragePrecision:
+        metric = self.metrics[stage]
+        assert isinstance(metric, MeanAveragePrecision)
+        return metric
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean average precision of the epoch."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean average precision of the test split."""
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        metric = self._metric(stage)
+        flat, summary = named_results(metric.compute(), self.class_names)
+        metric.reset()
+        self.results[stage] = summary
+        self.log_dict({f"{stage}/{name}": value for name, value in flat.items()}, rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own type has nine alternatives
+        """Optimizer with the backbone's groups slowed and no decay on norms and biases, and the schedule by step."""
+        groups = parameter_groups(self.detector, self.backbone_lr_factor)
+        optimizer = self.optimizer_factory([{k: v for k, v in group.items() if k != "lr_factor"} for group in groups])
+        for built, group in zip(optimizer.param_groups, groups, strict=True):
+            built["lr"] *= group["lr_factor"]
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = min(self.warmup_steps, total // 10)  # a short trial run must not be all warm-up
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the pretrained file out: the checkpoint holds the weights, and must load where that file is not."""
+        parameters = dict(checkpoint["hyper_parameters"])
+        backbone = dict(parameters["backbone"])
+        backbone["init_args"] = {**backbone["init_args"], "weights": None}
+        checkpoint["hyper_parameters"] = {**parameters, "backbone": backbone}
+
+
+def targets_to_original(batch: Batch) -> Targets:
+    """Targets of a batch in the pixels of the original images."""
+    boxes = to_original(batch.targets.boxes, batch.transforms, batch.original_sizes)
+    return batch.targets._replace(boxes=boxes * batch.targets.valid[..., None])
+
+
+def parameter_groups(detector: Detector, backbone_lr_factor: float) -> list[dict[str, Any]]:
+    """Parameters that train, apart by learning rate and by decay: none on norms and biases (Bag of Tricks, 3.1).
+
+    Returns:
+        Groups with ``params``, ``lr_factor`` and, where there is none, ``weight_decay`` 0.
+    """
+    groups: list[dict[str, Any]] = []
+    for of_backbone in (True, False):
+        for decays in (True, False):
+            parameters = [
+                parameter
+                for name, parameter in detector.named_parameters()
+                if parameter.requires_grad
+                and name.startswith("backbone.") == of_backbone
+                and (parameter.ndim > 1) == decays
+            ]
+            if parameters:
+                factor = backbone_lr_factor if of_backbone else 1.0
+                group: dict[str, Any] = {"params": parameters, "lr_factor": factor}
+                groups.append(group if decays else {**group, "weight_decay": 0.0})
+    return groups
+
+
+def class_path_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """A factory as jsonargparse writes it: ``class_path`` and ``init_args``.
+
+    Args:
+        factory: A class, a ``functools.partial`` of one with keyword arguments, or what jsonargparse makes of either.
+
+    Raises:
+        TypeError: It is something else, which a checkpoint could not remember.
+    """
+    target: Any = factory
+    arguments: dict[str, Any] = {}
+    while isinstance(target, partial):
+        arguments = {**target.keywords, **arguments}
+        classes = [argument for argument in target.args if isinstance(argument, type)]
+        target = classes[-1] if classes else target.func
+    if not isinstance(target, type) or "<locals>" in target.__qualname__:
+        raise TypeError(f"{factory!r} is no class or functools.partial of one, so no checkpoint can remember it.")
+    return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": _plain(arguments)}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any value that YAML has
+    """Tuples as lists and paths as text, so that a checkpoint holds nothing that ``weights_only`` rejects."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

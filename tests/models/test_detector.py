@@ -1,0 +1,149 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.export import Dim
+from torch.utils.flop_counter import FlopCounterMode
+
+from detframe.boxes import pairwise_iou
+from detframe.models.backbones import TimmBackbone
+from detframe.models.detector import Detector
+from detframe.models.heads.dense import DenseHead
+from detframe.models.necks import FPN
+from detframe.structures import Targets, empty_targets
+
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
+
+
+def build(name: str = "resnet18", classes: int = 3, **options: object) -> Detector:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, **options)  # type: ignore[arg-type]
+    neck = FPN(backbone.levels, 32)
+    return Detector(backbone, neck, DenseHead(neck.levels, classes, width=32))
+
+
+def two_objects(batch: int = 2) -> Targets:
+    return Targets(
+        boxes=torch.tensor([[[8.0, 8, 40, 48], [60, 50, 110, 120], [0, 0, 0, 0]]]).repeat(batch, 1, 1),
+        labels=torch.tensor([[0, 2, 0]]).repeat(batch, 1),
+        ignore=torch.zeros(batch, 3, dtype=torch.bool),
+        valid=torch.tensor([[True, True, False]]).repeat(batch, 1),
+    )
+
+
+def test_nano_is_small_enough_for_a_cpu() -> None:
+    backbone = TimmBackbone("efficientnet_lite0")
+    neck = FPN(backbone.levels)
+    detector = Detector(backbone, neck, DenseHead(neck.levels, 80)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector(torch.rand(1, 3, 320, 320))
+    assert counter.get_total_flops() <= 3e9
+    assert sum(parameter.numel() for parameter in detector.parameters()) <= 6e6
+
+
+def test_scripted_and_exported_equal_eager_at_another_batch_size() -> None:
+    detector = build().eval()
+    images, others = torch.rand(2, 3, 128, 160), torch.rand(3, 3, 128, 160)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated and still one of the two formats
+        scripted = torch.jit.script(detector)
+        program = torch.export.export(detector, (images,), dynamic_shapes=({0: Dim("batch", min=1, max=8)},)).module()
+    with torch.no_grad():
+        expected = detector(others)
+        for found in (scripted(others), program(others)):
+            for a, b in zip(expected, found, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert expected.valid.any()
+
+
+def test_detections_keep_their_contract() -> None:
+    found = build().eval()(torch.rand(2, 3, 96, 128))
+    assert found.boxes.shape == (2, 100, 4)
+    assert (found.scores.diff(dim=1) <= 0).all()
+    live = found.boxes[found.valid]
+    assert (live[:, 2:] > live[:, :2]).all()
+    assert live.min() >= 0
+    assert live[:, 2].max() <= 128
+    assert live[:, 3].max() <= 96
+    for label in range(3):  # suppressed: no two of a class overlap more than the threshold
+        mine = found.boxes[0][found.valid[0] & (found.labels[0] == label)]
+        assert (pairwise_iou(mine, mine).fill_diagonal_(0) <= 0.6 + 1e-5).all()
+
+
+def test_an_image_is_found_alike_alone_and_in_a_batch() -> None:
+    detector = build().eval()
+    images = torch.rand(3, 3, 96, 96)
+    with torch.no_grad():
+        together, alone = detector(images), detector(images[1:2])
+    torch.testing.assert_close(together.boxes[1], alone.boxes[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(together.scores[1], alone.scores[0], atol=1e-5, rtol=1e-4)
+
+
+def test_loss_falls_and_every_parameter_learns() -> None:
+    detector = build().train()
+    images, targets = torch.rand(2, 3, 128, 128), two_objects()
+    optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
+    losses = []
+    for _ in range(20):
+        loss = torch.stack(list(detector.loss(images, targets).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 2
+    assert [name for name, p in detector.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+def test_no_object_gives_a_class_loss_alone(slots: int) -> None:
+    parts = build().train().loss(torch.rand(2, 3, 96, 96), empty_targets(2, slots))
+    assert parts["class"] > 0
+    assert float(parts["box"].detach()) == 0
+    assert float(parts["distribution"].detach()) == 0
+
+
+def test_an_image_that_is_one_ignore_region_adds_no_loss() -> None:
+    everything = Targets(
+        boxes=torch.tensor([[[0.0, 0, 96, 96]]]),
+        labels=torch.tensor([[1]]),
+        ignore=torch.tensor([[True]]),
+        valid=torch.tensor([[True]]),
+    )
+    parts = build().eval().loss(torch.rand(1, 3, 96, 96), everything)
+    assert {name: float(value.detach()) for name, value in parts.items()} == {"class": 0, "box": 0, "distribution": 0}
+
+
+def test_padding_does_not_change_the_loss() -> None:
+    detector, images, targets = build().eval(), torch.rand(2, 3, 128, 128), two_objects()
+    shorter = Targets(*(field[:, :2] for field in targets))
+    for a, b in zip(detector.loss(images, targets).values(), detector.loss(images, shorter).values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_stages_do_not_train() -> None:
+    detector = build(freeze=("conv1", "bn1", "layer1")).train()
+    assert not detector.backbone.body.conv1.weight.requires_grad  # type: ignore[union-attr]
+    assert not detector.backbone.body.bn1.training  # type: ignore[union-attr]
+    assert detector.backbone.body.layer2[0].bn1.training  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet1800"}, "no model 'resnet1800'"),
+        ({"weights": "/nowhere/weights.pth"}, "no file"),
+        ({"freeze": ("layer9",)}, "no parameter begins"),
+    ],
+)
+def test_bad_arguments_say_what_and_how(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the shared weights are not here")
+def test_imagenet_weights_are_read() -> None:
+    fresh, loaded = (TimmBackbone("efficientnet_lite0", weights=w) for w in (None, str(WEIGHTS)))
+    assert not torch.equal(fresh.body.conv_stem.weight, loaded.body.conv_stem.weight)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="does not fit"):
+        TimmBackbone("resnet18", weights=str(WEIGHTS))

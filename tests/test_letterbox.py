@@ -1,0 +1,48 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detframe.letterbox import letterbox, letterbox_size, to_input, to_original
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(320, 320), (256, 320), (97, 33)]))
+def test_the_scaled_image_fits_and_touches_one_side(height: int, width: int, target: tuple[int, int]) -> None:
+    new_height, new_width = letterbox_size(height, width, *target)
+    assert 1 <= new_height <= target[0]
+    assert 1 <= new_width <= target[1]
+    assert new_height == target[0] or new_width == target[1]
+
+
+@given(st.integers(2, 200), st.integers(2, 200), st.booleans())
+def test_boxes_return_to_the_original_pixels(height: int, width: int, stretch: bool) -> None:
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    resized, transform = letterbox(image, 64, 96, stretch)
+    assert resized.shape == (3, 64, 96)
+    boxes = torch.tensor([[0.0, 0.0, width, height], [0.5, 0.5, width / 2, height / 2]])
+    back = to_original(to_input(boxes, transform), transform, torch.tensor([height, width]))
+    torch.testing.assert_close(back, boxes, atol=1e-3, rtol=1e-5)
+
+
+def test_a_drawn_rectangle_moves_with_its_box() -> None:
+    image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+    image[:, 20:60, 40:120] = 255
+    resized, transform = letterbox(image, 160, 160)
+    box = to_input(torch.tensor([[40.0, 20.0, 120.0, 60.0]]), transform)[0]
+    rows, columns = torch.nonzero(resized[0] > 128, as_tuple=True)
+    drawn = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+    torch.testing.assert_close(drawn, box, atol=1.0, rtol=0)
+
+
+def test_the_margin_is_grey() -> None:
+    resized, _ = letterbox(torch.zeros(3, 10, 20, dtype=torch.uint8), 20, 20)
+    assert resized[:, 0].unique().tolist() == [114]
+    assert resized[:, 10].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_an_image_of_the_target_size_is_left_alone(stretch: bool) -> None:
+    image = torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8)
+    resized, transform = letterbox(image, 32, 48, stretch)
+    assert torch.equal(resized, image)
+    assert transform.tolist() == [1, 1, 0, 0]
