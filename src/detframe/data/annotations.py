@@ -63,6 +63,7 @@ class AnnotationIndex:
     annotation_ids: NDArray[np.int64]  # [N]
     offsets: NDArray[np.int64]  # [M + 1]: the boxes of image i are offsets[i]:offsets[i + 1]
     metadata: tuple[dict[str, Any], ...] = field(default=())  # [M] further columns of an image (board, camera), or ()
+    annotation_files: tuple[Path, ...] = ()  # [M] where the format has a file for each image, else () and all in source
 
     def __len__(self) -> int:
         """Count the images."""
@@ -76,6 +77,10 @@ class AnnotationIndex:
     def path(self, image: int) -> Path:
         """Path of the file of image ``image`` (its position, not its id)."""
         return self.image_root / self.file_names[image]
+
+    def annotation_file(self, image: int) -> Path:
+        """The file that the boxes of image ``image`` (its position) are in."""
+        return self.annotation_files[image] if self.annotation_files else self.source
 
     def rows(self, image: int) -> slice:
         """Rows of the box arrays that belong to image ``image`` (its position)."""
@@ -109,6 +114,7 @@ class AnnotationIndex:
             annotation_ids=self.annotation_ids[rows],
             offsets=offsets,
             metadata=tuple(self.metadata[i] for i in positions) if self.metadata else (),
+            annotation_files=tuple(self.annotation_files[i] for i in positions) if self.annotation_files else (),
         )
 
 
@@ -159,6 +165,7 @@ def build_index(
     areas: NDArray[np.float64],
     annotation_ids: NDArray[np.int64],
     metadata: Sequence[dict[str, Any]] = (),
+    annotation_files: Sequence[Path] = (),
 ) -> AnnotationIndex:
     """Bring boxes of any order into image order; those of one image keep their order.
 
@@ -176,6 +183,7 @@ def build_index(
         areas: ``[N]`` square pixels; NaN takes the box's own.
         annotation_ids: ``[N]``.
         metadata: M further columns, or none.
+        annotation_files: M files, or none where all boxes are in ``source``.
     """
     order = np.argsort(image_of_box, kind="stable")
     boxes = boxes.reshape(-1, 4)[order]
@@ -196,6 +204,7 @@ def build_index(
         annotation_ids=annotation_ids[order],
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         metadata=tuple(metadata) if any(metadata) else (),
+        annotation_files=tuple(annotation_files),
     )
 
 

@@ -216,7 +216,7 @@ def _images(
         item = f"image {records[position].get('file_name', f'at position {position}')}"
         faults.append(Fault("missing-key", "error", str(path), item, message))
     for position, record in enumerate(records):
-        if not isinstance(record.get("file_name"), str):
+        if not isinstance(name := record.get("file_name"), str) or not name:
             sound[position] = False
             message = "has no `file_name`; add it or remove the image"
             faults.append(Fault("missing-key", "error", str(path), f"image {record.get('id')}", message))

@@ -35,8 +35,8 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
     pass over, so that converting back restores it. The result is read back and compared. Whatever is not carried, such
     as segmentations, is counted in the output.
 
-    Exit code: 0 when all is written; 1 when an image is missing or the comparison differs; 2 when DATA cannot be read,
-    its annotations have errors, or OUT is in use.
+    Exit code: 0 when all is written; 1 when the comparison differs; 2, with nothing written, when DATA cannot be read,
+    its annotations have errors, an image is missing, or OUT is in use.
 
     Args:
         data: A COCO file, a folder of COCO files, a Pascal VOC root, a YOLO root or data.yaml, or a configuration.
@@ -59,18 +59,18 @@ def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Conso
     readings = read_splits(data)
     indices = {split: require_sound(reading) for split, reading in readings.items()}
     _require_same_classes(indices)
+    _require_images(indices)
     if to != "coco":
         indices = {split: _with_sizes(index) for split, index in indices.items()}
     placed = _placed(indices, out, to)
     out.mkdir(parents=True, exist_ok=True)
     _write(placed, out, to)
-    missing = _transfer(indices, placed, images, console)
+    _transfer(indices, placed, images, console)
 
     for split, index in placed.items():
         empty = int((np.diff(index.offsets) == 0).sum())
         console.print(f"{split}: {len(index)} images ({empty} without boxes), {len(index.boxes)} boxes")
     _report(console, "Files renamed", _renamed(indices, placed))
-    _report(console, "Images missing, so that only their boxes were written", missing)
     if to == "yolo":
         unsaid = sum(int((~sayable_in_yolo(index)).sum()) for index in placed.values())
         if unsaid:
@@ -85,7 +85,7 @@ def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Conso
     _report(console, "Reading it back differs", differences)
     if not differences:
         console.print(f"Written to {out}; read back, all boxes agree to {_TOLERANCE} px")
-    return 1 if missing or differences else 0
+    return 1 if differences else 0
 
 
 def compare_splits(before: dict[str, AnnotationIndex], after: dict[str, AnnotationIndex]) -> list[str]:
@@ -143,6 +143,12 @@ def _require_same_classes(indices: dict[str, AnnotationIndex]) -> None:
             )
 
 
+def _require_images(indices: dict[str, AnnotationIndex]) -> None:
+    missing = [index.path(i) for index in indices.values() for i in range(len(index)) if not index.path(i).is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: the image is missing, {len(missing)} in all. `detframe check` lists them.")
+
+
 def _named(index: AnnotationIndex) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in index.categories)
 
@@ -176,7 +182,7 @@ def _placed(indices: dict[str, AnnotationIndex], out: Path, to: Format) -> dict[
         if max(uses.values(), default=0) > 1:
             names = {split: [f"{split}/{name}" for name in names[split]] for split in indices}
     return {
-        split: dataclasses.replace(index, file_names=tuple(names[split]), image_root=roots[split])
+        split: dataclasses.replace(index, file_names=tuple(names[split]), image_root=roots[split], annotation_files=())
         for split, index in indices.items()
     }
 
@@ -217,17 +223,14 @@ def _write(placed: dict[str, AnnotationIndex], out: Path, to: Format) -> None:
 
 def _transfer(
     before: dict[str, AnnotationIndex], after: dict[str, AnnotationIndex], how: Transfer, console: Console
-) -> list[str]:
-    """Bring the images to their new places; names those that are not there."""
-    missing = []
+) -> None:
+    """Bring the images to their new places."""
     copied = 0
     for split, index in before.items():
         for position in range(len(index)):
             source, target = index.path(position).resolve(), after[split].path(position)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not source.is_file():
-                missing.append(str(source))
-            elif how == "symlink":
+            if how == "symlink":
                 target.symlink_to(source)
             elif how == "copy" or not _hard_link(source, target):
                 shutil.copy2(source, target)
@@ -236,7 +239,6 @@ def _transfer(
         console.print(
             f"{copied} images were copied: hard links to {after[next(iter(after))].image_root} are impossible"
         )
-    return missing
 
 
 def _hard_link(source: Path, target: Path) -> bool:

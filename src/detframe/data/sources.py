@@ -35,7 +35,9 @@ def read_splits(data: Path) -> dict[str, Reading]:
     Raises:
         DataError: There is nothing of the kind, or a file of it cannot be read.
     """
-    return {split: read() for split, read in _readers(data).items()}
+    readers = _readers(data)
+    usual = {"train": 0, "val": 1, "test": 2}
+    return {split: readers[split]() for split in sorted(readers, key=lambda split: (usual.get(split, 3), split))}
 
 
 def read_split(root: Path, split: str, images: Path | None = None) -> AnnotationIndex:

@@ -252,6 +252,7 @@ class _Table:
             areas=np.array([box.area for box in self.objects], dtype=np.float64),
             annotation_ids=annotation_ids,
             metadata=self.metadata,
+            annotation_files=[self._xml(stem) for stem in self.stems],
         )
         return Reading(index, self.faults, self.uncarried)
 
