@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from detframe.data.synthetic import CLASS_NAMES, write_dataset
+from detframe.data.scenes import CLASS_NAMES
+from detframe.data.synthetic import write_dataset
 
 ROOT = Path(__file__).parents[1]
 

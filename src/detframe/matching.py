@@ -1,105 +1,200 @@
-"""THE matcher of detections and ground truth: every metric and every report uses it, so that their counts agree.
+"""THE matcher of detections and ground truth: every figure and every report uses it, so that their counts agree.
 
-The rules are COCO's: detections in order of score, each takes the free object of its class that it overlaps most, at
-an IoU of at least the threshold; ignore regions are taken only where no object is, by any number of detections, and
-against them the overlap is measured by the detection's own area.
+The rules are COCO's (``COCOeval.evaluateImg`` of pycocotools): detections in order of score, each takes the object that
+it overlaps most among those still free, at an IoU of at least the threshold. Only where it finds none does it take a
+set-aside object. Ignore regions may be taken by any number of detections, and the overlap with them is the share of the
+detection that lies inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from detframe.boxes import box_area, intersection
+from detframe.boxes import box_area
 from detframe.structures import Detections, Targets
 
 
 class Matches(NamedTuple):
-    """Which object each detection found, at ``T`` IoU thresholds."""
+    """Which detection found which object at ``T`` IoU thresholds; rows and slots are those of the input.
 
-    target: Tensor  # [B, K, T] int64, row of the targets, -1 where the detection found nothing
-    iou: Tensor  # [B, K, T] float64, overlap with it, 0 where it found nothing
-    ignored: Tensor  # [B, K, T] bool: what it found is an ignore region
+    From :func:`match_by_range` the tensors have a dimension of ``A`` area ranges before that of the thresholds.
+    """
+
+    target: Tensor  # [B, K, T] int64, row of the object that the detection found, -1 for none
+    iou: Tensor  # [B, K, T] float64, 0..1, overlap with it, 0 for none
+    ignored: Tensor  # [B, K, T] bool, it is set aside: the detection is neither a true nor a false positive
+    detection: Tensor  # [B, N, T] int64, slot of the detection that found the object, the first of several; -1 for none
 
 
-def match(detections: Detections, targets: Targets, iou_thresholds: Tensor) -> Matches:
-    """Match detections to objects of their own class.
+class _Candidates(NamedTuple):
+    """Detections and objects that could match at some threshold, one row per pair."""
 
-    For matching on location before class give both sides labels of zeros.
+    image: Tensor  # [P] int64
+    slot: Tensor  # [P] int64
+    row: Tensor  # [P] int64
+    overlap: Tensor  # [P] float64
+
+
+def match(detections: Detections, targets: Targets, iou_thresholds: Sequence[float] | Tensor) -> Matches:
+    """Match detections to objects of their class.
 
     Args:
-        detections: By descending score, in the same pixels as the targets.
-        targets: Ground truth; ``ignore`` is neither found nor missed.
-        iou_thresholds: ``[T]`` float64, 0..1.
+        detections: In any order; only their scores decide who comes first, and of equal scores the lower slot.
+        targets: Ground truth in the same pixels; ``ignore`` marks what is neither found nor missed.
+        iou_thresholds: ``[T]``, 0..1, at least one.
     """
-    overlaps = class_overlaps(detections, targets)
-    ignore = (targets.ignore & targets.valid)[None]
-    target = greedy_match(overlaps, iou_thresholds, ignore, targets.ignore)[0]
-    if targets.boxes.shape[1] == 0:
-        return Matches(
-            target, torch.zeros_like(target, dtype=torch.float64), torch.zeros_like(target, dtype=torch.bool)
-        )
-    found = target >= 0
-    row = target.clamp(min=0)
-    ignored = targets.ignore[:, None, :].expand(overlaps.shape).gather(2, row) & found
-    return Matches(target, torch.where(found, overlaps.gather(2, row), 0.0), ignored)
+    none = torch.zeros_like(targets.ignore)[..., None]  # [B, N, 1]
+    return Matches(*(tensor.squeeze(2) for tensor in match_by_range(detections, targets, iou_thresholds, none)))
 
 
-def class_overlaps(detections: Detections, targets: Targets) -> Tensor:
-    """Overlap of every detection with every object of its class, ``[B, K, N]`` float64; -1 where they cannot match.
-
-    IoU, or for ignore regions the share of the detection that lies in the region.
-    """
-    found, truth = detections.boxes.double(), targets.boxes.double()
-    shared = intersection(found, truth)
-    own = box_area(found)[..., None]
-    union = torch.where(targets.ignore[:, None, :], own, own + box_area(truth)[:, None, :] - shared)
-    possible = detections.valid[..., None] & targets.valid[:, None, :]
-    possible &= detections.labels[..., None] == targets.labels[:, None, :]
-    return torch.where(possible, shared / union.clamp(min=1e-300), -1.0)
+def match_any_class(detections: Detections, targets: Targets, iou_thresholds: Sequence[float] | Tensor) -> Matches:
+    """Match detections to objects by location alone, for confusion between classes; else as :func:`match`."""
+    return match(
+        detections._replace(labels=torch.zeros_like(detections.labels)),
+        targets._replace(labels=torch.zeros_like(targets.labels)),
+        iou_thresholds,
+    )
 
 
-def greedy_match(overlaps: Tensor, iou_thresholds: Tensor, ignore: Tensor, crowd: Tensor) -> Tensor:
-    """COCO's greedy matching, batched over images, thresholds and ways to ignore.
+def match_by_range(
+    detections: Detections, targets: Targets, iou_thresholds: Sequence[float] | Tensor, set_aside: Tensor
+) -> Matches:
+    """Match detections to objects of their class, once for each of ``A`` area ranges.
 
     Args:
-        overlaps: ``[B, K, N]`` float64, rows by descending score, -1 where two cannot match.
-        iou_thresholds: ``[T]`` float64.
-        ignore: ``[R, B, N]`` bool, objects that do not count, in each of ``R`` views of the same truth.
-        crowd: ``[B, N]`` bool, regions that any number of detections may lie in.
+        detections: As for :func:`match`.
+        targets: As for :func:`match`.
+        iou_thresholds: As for :func:`match`.
+        set_aside: ``[B, N, A]`` bool, objects out of range. Like ignore regions they yield to those in range; unlike
+            ignore regions one detection takes them and the overlap is the IoU.
 
     Returns:
-        ``[R, B, K, T]`` int64, the row of the object that a detection takes, or -1.
+        Matches of shape ``[B, K, A, T]`` and ``[B, N, A, T]``.
     """
-    views = len(ignore)
-    batch, slots, objects = overlaps.shape
-    thresholds = iou_thresholds.to(overlaps).clamp(max=1 - 1e-10)  # pycocotools, COCOeval.evaluateImg
-    result = torch.full((views, batch, slots, len(thresholds)), -1, dtype=torch.int64, device=overlaps.device)
-    if objects == 0 or slots == 0:
-        return result
-    # Most detections overlap nothing enough. The others go first, by score, and only they need a turn.
-    contender = (overlaps >= thresholds.min()).any(dim=2)
-    order = contender.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
-    turns = int(contender.sum(dim=1).max())
-    free = torch.ones(views, batch, len(thresholds), objects, dtype=torch.bool, device=overlaps.device)
-    # Of equal overlaps COCO takes the last object; argmax gives the first, so objects are turned round.
-    flipped = overlaps.flip(2)
-    counted = ~ignore.flip(2)[:, :, None]  # [R, B, 1, N]
-    many = crowd.flip(1)[None, :, None]  # [1, B, 1, N]
-    for turn in range(turns):
-        slot = order[:, turn]
-        overlap = flipped[torch.arange(batch, device=slot.device), slot][None, :, None]  # [1, B, 1, N]
-        possible = free & (overlap >= thresholds[:, None])
-        # Adding 2 puts every object that counts before every one that does not.
-        rank = torch.where(possible, overlap + 2.0 * counted, -1.0)
-        best, row = rank.max(dim=3)  # [R, B, T]
-        taken = best >= 0
-        result.scatter_(
-            2,
-            slot[None, :, None, None].expand(views, -1, 1, len(thresholds)),
-            torch.where(taken, objects - 1 - row, -1)[:, :, None],
-        )
-        free &= ~torch.zeros_like(free).scatter_(3, row[..., None], taken[..., None]) | many
-    return result
+    limits = torch.as_tensor(iou_thresholds, dtype=torch.float64, device=targets.boxes.device)
+    limits = limits.clamp(max=1 - 1e-10)  # COCOeval.evaluateImg: an IoU of 1 misses a threshold of 1 by rounding
+    batch, slots = detections.scores.shape
+    objects = targets.labels.shape[1]
+    by_score, place = _score_order(detections)
+    candidates = _candidates(detections, targets, limits.amin())
+    image, slot, row, overlap = candidates
+    pairs = len(overlap)
+
+    # Preferences as whole numbers: in range before set aside, then overlap, then the later row, as COCOeval has it.
+    ascending = overlap.argsort(stable=True)
+    preference = torch.empty_like(overlap)
+    preference[ascending] = torch.arange(pairs, dtype=overlap.dtype, device=overlap.device)
+    in_range = ~(set_aside | targets.ignore[..., None])[image, row]  # [P, A]
+    preferences = (preference[:, None] + pairs * in_range)[..., None]  # [P, A, 1]
+    best, winner = _serve_by_score(
+        preferences,
+        overlap[:, None, None] >= limits,
+        finder=image * slots + slot,
+        found=image * objects + row,
+        place=place[image, slot].to(overlap.dtype),
+        shared=targets.ignore[image, row],
+        sizes=(batch * slots, batch * objects),
+    )
+    best = best.view(batch, slots, *best.shape[1:])  # [B, K, A, T]
+    winner = winner.view(batch, objects, *winner.shape[1:])  # [B, N, A, T]
+
+    # One more row than there are pairs stands for "none", so that no lookup needs a mask.
+    matched = best >= 0
+    at = torch.where(matched, best % max(pairs, 1), pairs).long()
+    lookup = torch.nn.functional.pad(ascending, (0, 1), value=pairs)
+    pair = lookup[at]
+    slot_at = torch.nn.functional.pad(by_score, (0, 1), value=-1)  # [B, K + 1]
+    chosen = winner.clamp(max=slots).long().flatten(1)
+    return Matches(
+        target=torch.nn.functional.pad(row, (0, 1), value=-1)[pair],
+        iou=torch.nn.functional.pad(overlap, (0, 1))[pair],
+        ignored=matched & (best < pairs),
+        detection=slot_at.gather(1, chosen).view(winner.shape),
+    )
+
+
+def class_ranks(detections: Detections) -> Tensor:
+    """Place of each detection by score among those of its image and class, ``[B, K]`` int64 from 0."""
+    slots = detections.labels.shape[1]
+    # Unused slots come last in the order of scores, so they never stand before a used one of their label.
+    order = _score_order(detections)[0]
+    order = order.gather(1, detections.labels.gather(1, order).argsort(dim=1, stable=True))
+    labels = detections.labels.gather(1, order)
+    position = torch.arange(slots, device=labels.device).expand_as(labels)
+    starts = torch.ones_like(labels, dtype=torch.bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    first = torch.where(starts, position, 0).cummax(dim=1).values if slots else position
+    return torch.empty_like(labels, dtype=torch.int64).scatter_(1, order, position - first)
+
+
+def _score_order(detections: Detections) -> tuple[Tensor, Tensor]:
+    """Slots by descending score, unused ones last, and the place of each slot in that order; both ``[B, K]`` int64."""
+    # Ascending order of negated scores puts NaN last, as numpy's does in pycocotools.
+    order = torch.where(detections.valid, -detections.scores, torch.nan).argsort(dim=1, stable=True)
+    place = torch.empty_like(order)
+    place.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return order, place
+
+
+def _candidates(detections: Detections, targets: Targets, least: Tensor) -> _Candidates:
+    """Pairs of one label that overlap by at least ``least``, in order of image, slot and row."""
+    same = detections.labels[:, :, None] == targets.labels[:, None, :]  # [B, K, N]
+    same &= detections.valid[:, :, None] & targets.valid[:, None, :]
+    image, slot, row = same.nonzero(as_tuple=True)
+    own, other = detections.boxes[image, slot].double(), targets.boxes[image, row].double()
+    sides = (torch.min(own[:, 2:], other[:, 2:]) - torch.max(own[:, :2], other[:, :2])).clamp(min=0)
+    shared = sides[:, 0] * sides[:, 1]
+    area = box_area(own)
+    # In float64 and in this order as maskApi.c, `bbIou`: a last bit decides where an overlap equals a threshold.
+    whole = torch.where(targets.ignore[image, row], area, area + box_area(other) - shared)
+    overlap = torch.where(shared > 0, shared / whole, 0.0)
+    near = overlap >= least
+    return _Candidates(image[near], slot[near], row[near], overlap[near])
+
+
+def _serve_by_score(
+    preferences: Tensor,
+    allowed: Tensor,
+    finder: Tensor,
+    found: Tensor,
+    place: Tensor,
+    shared: Tensor,
+    sizes: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Let detections choose in order of score, all images, ranges and thresholds at once.
+
+    Choosing in turn is the one stable matching when all objects rank the detections alike, so deferred acceptance
+    (Gale and Shapley, 1962) gives it in a few rounds over all pairs instead of one turn per detection.
+
+    Args:
+        preferences: ``[P, A, 1]``, how much the detection of each pair wants its object, from 0, distinct for each
+            detection.
+        allowed: ``[P, 1, T]`` bool, the pair reaches the threshold.
+        finder: ``[P]`` int64, the detection's number in the batch.
+        found: ``[P]`` int64, the object's number in the batch.
+        place: ``[P]``, the detection's place in the order of scores.
+        shared: ``[P]`` bool, the object takes any number of detections.
+        sizes: How many detections and objects the batch has.
+
+    Returns:
+        The preference that each detection gets, or -1, ``[detections, A, T]``, and the place of the detection that each
+        object gets, or infinity, ``[objects, A, T]``.
+    """
+    wishes = torch.where(allowed, preferences, -1.0)  # [P, A, T]
+    by_finder = finder[:, None, None].expand_as(wishes)
+    by_found = found[:, None, None].expand_as(wishes)
+    places = place[:, None, None]
+    exclusive = ~shared[:, None, None]
+    while True:
+        best = wishes.new_full((sizes[0], *wishes.shape[1:]), -1.0).scatter_reduce_(0, by_finder, wishes, "amax")
+        asks = (wishes >= 0) & (wishes == best.index_select(0, finder))
+        bids = torch.where(asks, places, torch.inf)
+        winner = wishes.new_full((sizes[1], *wishes.shape[1:]), torch.inf).scatter_reduce_(0, by_found, bids, "amin")
+        refused = asks & exclusive & (places > winner.index_select(0, found))
+        if not refused.any():
+            return best, winner
+        wishes = wishes.masked_fill(refused, -1.0)

@@ -1,7 +1,6 @@
 import kornia.augmentation as K  # noqa: N812
 import pytest
 import torch
-from torch import nn
 
 from detframe.augment.pipeline import AugmentationPipeline, default_augmentations
 from detframe.structures import Batch, Targets, empty_targets
@@ -36,7 +35,7 @@ def drawn(boxes: list[list[float]], side: int = 96) -> Batch:
         (K.RandomAffine(degrees=0.0, translate=(0.1, 0.1), scale=(0.7, 1.4), p=1.0), 1.0),
     ],
 )
-def test_boxes_follow_the_pixels(operator: nn.Module, tolerance: float) -> None:
+def test_boxes_follow_the_pixels(operator: K.AugmentationBase2D, tolerance: float) -> None:
     for seed in range(8):
         torch.manual_seed(seed)
         moved = AugmentationPipeline([operator])(drawn([[30, 34, 58, 66]]))

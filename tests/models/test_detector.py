@@ -88,7 +88,7 @@ def test_loss_falls_and_every_parameter_learns() -> None:
     for _ in range(20):
         loss = torch.stack(list(detector.loss(images, targets).values())).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 2
@@ -144,6 +144,6 @@ def test_bad_arguments_say_what_and_how(options: dict[str, object], message: str
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the shared weights are not here")
 def test_imagenet_weights_are_read() -> None:
     fresh, loaded = (TimmBackbone("efficientnet_lite0", weights=w) for w in (None, str(WEIGHTS)))
-    assert not torch.equal(fresh.body.conv_stem.weight, loaded.body.conv_stem.weight)  # type: ignore[union-attr]
+    assert not torch.equal(fresh.state_dict()["body.conv_stem.weight"], loaded.state_dict()["body.conv_stem.weight"])
     with pytest.raises(ValueError, match="does not fit"):
         TimmBackbone("resnet18", weights=str(WEIGHTS))

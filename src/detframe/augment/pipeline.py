@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import kornia.augmentation as K  # noqa: N812 - the name that Kornia's own documentation uses
 import torch
+from kornia.augmentation import AugmentationBase2D
 from torch import Tensor, nn
 
 from detframe.boxes import box_area, clip_boxes
@@ -22,7 +23,9 @@ class AugmentationPipeline(nn.Module):
         min_pixels: So does a box with a side of fewer pixels.
     """
 
-    def __init__(self, operators: Sequence[nn.Module], min_visible: float = 0.3, min_pixels: float = 2.0) -> None:
+    def __init__(
+        self, operators: Sequence[AugmentationBase2D], min_visible: float = 0.3, min_pixels: float = 2.0
+    ) -> None:
         super().__init__()
         self.min_visible = min_visible
         self.min_pixels = min_pixels
@@ -63,7 +66,7 @@ def clip_and_measure(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Te
     return clipped, box_area(clipped) / box_area(boxes).clamp(min=1e-6)
 
 
-def default_augmentations() -> list[nn.Module]:
+def default_augmentations() -> list[AugmentationBase2D]:
     """Mild operators that fit most inspection images: mirror, small affine moves with scale, light colour changes."""
     return [
         K.RandomHorizontalFlip(p=0.5),

@@ -63,7 +63,7 @@ def check(data: Path, json: bool = False, headers_only: bool = False, workers: i
     """
     console = Console(highlight=False, markup=False)
     try:
-        readings = read_splits(Path(data))
+        readings = read_splits(data)
     except DataError as error:
         if json:
             print(dumps({"data": str(data), "error": str(error)}))
@@ -83,7 +83,7 @@ def check(data: Path, json: bool = False, headers_only: bool = False, workers: i
         }
         print(dumps(document))
     else:
-        _print_faults(console, faults, Path(data))
+        _print_faults(console, faults, data)
         _print_summaries(console, summaries)
         console.print(f"{errors} errors, {len(faults) - errors} warnings in {data}")
     return 1 if errors else 0
@@ -100,7 +100,9 @@ def find_faults(
         workers: Threads that read images; 0 takes one for each core.
         show_progress: Draw a progress bar on stderr.
     """
-    faults = [fault for reading in readings.values() for fault in reading.faults]
+    # Some readers meet images that cannot be read; here every one is opened.
+    of_images = ("missing-image", "unreadable-image")
+    faults = [fault for reading in readings.values() for fault in reading.faults if fault.kind not in of_images]
     files: dict[str, list[ImageFile]] = {}
     for split, reading in readings.items():
         index = reading.index
@@ -110,9 +112,7 @@ def find_faults(
         faults += class_faults(index, split)
     faults += split_faults({split: reading.index for split, reading in readings.items()})
     faults += content_faults(files)
-    # The YOLO reader meets unreadable images before the images are checked.
-    distinct = {(fault.kind, fault.file, fault.item): fault for fault in faults}
-    return sorted(distinct.values(), key=lambda fault: (fault.severity, fault.kind))
+    return sorted(faults, key=lambda fault: (fault.severity, fault.kind))
 
 
 def image_faults(index: AnnotationIndex, files: list[ImageFile]) -> list[Fault]:
@@ -204,7 +204,7 @@ def content_faults(files: dict[str, list[ImageFile]]) -> list[Fault]:
     by_length: dict[int, list[tuple[str, ImageFile]]] = defaultdict(list)
     for split, found in files.items():
         for file in found:
-            if file.bytes > 0:
+            if not file.problem:
                 by_length[file.bytes].append((split, file))
     first: dict[bytes, tuple[str, ImageFile]] = {}
     faults = []
@@ -260,7 +260,7 @@ def _image_files(
     def inspect(path: Path) -> ImageFile:
         try:
             length = path.stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # the latter at names that no file can have
             length = -1
         try:
             size = image_size(path) if headers_only else tuple(read_image(path).shape[1:])

@@ -41,8 +41,8 @@ def read_coco(path: Path, images: Path | None = None) -> Reading:
 
     Args:
         path: The JSON file.
-        images: Folder that ``file_name`` is relative to; by default the one of :func:`image_folders` that has the
-            files.
+        images: Folder that ``file_name`` is relative to; by default the one of :func:`image_folders` that has
+            the most of them.
 
     Raises:
         DataError: The file cannot be read, or is no COCO JSON.
@@ -135,7 +135,7 @@ def _read(path: Path, content: dict[str, Any], images: Path | None) -> Reading:
     file_names = [str(row["file_name"]) for row in image_rows]
     faults += repeated_file_faults(path, file_names, image_ids)
     image_root, looked_in = (images, [images]) if images is not None else _find_images(path, file_names)
-    if file_names and not _has_any(image_root, file_names):
+    if file_names and not _images_found(image_root, file_names):
         folders = ", ".join(str(folder) for folder in looked_in)
         message = f"none of its images is found, such as {file_names[0]}; looked in {folders}; state the images folder"
         faults.append(Fault("images-not-found", "error", str(path), "", message))
@@ -280,18 +280,15 @@ def _annotation_ids(path: Path, records: list[dict[str, Any]], faults: list[Faul
 
 
 def _find_images(path: Path, file_names: Sequence[str]) -> tuple[Path, list[Path]]:
-    """The folder that has the images, else the most likely one; and all folders looked in."""
-    folders = image_folders(path)
-    for folder in folders:
-        if _has_any(folder, file_names):
-            return folder, folders
-    return next((folder for folder in folders if folder.is_dir()), path.parent), folders
+    """The folder that has the most of the images; and all folders looked in."""
+    folders = [folder for folder in image_folders(path) if folder.is_dir()]
+    return max(folders, key=lambda folder: _images_found(folder, file_names)), image_folders(path)
 
 
-def _has_any(folder: Path, file_names: Sequence[str]) -> bool:
-    """Whether the folder has one of twenty images from all over the file: the first may be the one that is lost."""
+def _images_found(folder: Path, file_names: Sequence[str]) -> int:
+    """How many of some twenty images from all over the file the folder has."""
     step = max(len(file_names) // 20, 1)
-    return any((folder / name).is_file() for name in file_names[::step])
+    return sum((folder / name).is_file() for name in file_names[::step])
 
 
 def _lookup(keys: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:

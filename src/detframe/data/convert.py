@@ -47,10 +47,12 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        return _convert(Path(data), Path(out), to, images, console)
+        return _convert(data, out, to, images, console)
     except DataError as error:
         print(error, file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
+    return 2
 
 
 def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Console) -> int:
@@ -227,6 +229,7 @@ def _transfer(
     """Bring the images to their new places."""
     copied = 0
     for split, index in before.items():
+        after[split].image_root.mkdir(parents=True, exist_ok=True)
         for position in range(len(index)):
             source, target = index.path(position).resolve(), after[split].path(position)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.dataset import DetectionDataset, collate
@@ -151,10 +152,17 @@ class DetectionDataModule(LightningDataModule):
     def _loader(self, name: str) -> DataLoader[Any]:
         training = name == "train"
         dataset = self.dataset(name)
+        sampler: Sampler[int] | None = None
+        if not training and self.trainer is not None and self.trainer.world_size > 1:
+            # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
+            sampler = UnrepeatedDistributedSampler(
+                dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
+            )
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             shuffle=training,
+            sampler=sampler,
             # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
             drop_last=training and len(dataset) > self.batch_size,
             num_workers=self.num_workers,

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -64,7 +65,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         self.min_visible = min_visible
         self.on_bad_image = on_bad_image
         sides = index.boxes[:, 2:] - index.boxes[:, :2]
-        self._usable = np.isfinite(index.boxes).all(axis=1) & (sides > 0).all(axis=1)
+        self._usable: NDArray[np.bool_] = np.asarray(np.isfinite(index.boxes).all(axis=1) & (sides > 0).all(axis=1))
         self.degenerate = int((~self._usable).sum())
         self._skipped: multiprocessing.queues.SimpleQueue[str] | None = None
         if on_bad_image == "skip":

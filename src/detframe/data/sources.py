@@ -84,7 +84,7 @@ def _reader(root: Path, split: str, images: Path | None) -> Callable[[], Reading
 
 def _folder_readers(root: Path, images: Path | None) -> dict[str, Callable[[], Reading]]:
     formats: dict[str, dict[str, Callable[[], Reading]]] = {}
-    if any((root / "Annotations").glob("**/*.xml")):
+    if (root / "ImageSets" / "Main").is_dir() or any((root / "Annotations").glob("**/*.xml")):
         formats["Pascal VOC"] = {split: partial(read_voc, root, split) for split in voc_splits(root)}
     for yolo in _yolo_files(root):
         formats[yolo.name] = {split: partial(read_yolo, yolo, split) for split in yolo_splits(yolo)}

@@ -1,75 +1,134 @@
-"""Average precision and recall from matched detections: COCO's accumulation as pure functions on flat arrays."""
+"""Average precision and recall from matched detections: COCO's accumulation as pure functions on flat tensors."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
+"""What became of a detection in one area range at one IoU threshold."""
 
 
 class Curves(NamedTuple):
-    """What COCO accumulates; -1 where a class has no object in an area range."""
+    """What COCO accumulates for ``T`` IoUs, ``R`` recalls, ``C`` classes and ``A`` area ranges.
 
-    precision: NDArray[np.float64]  # [C, R, T, recall thresholds] at the largest number of detections
-    recall: NDArray[np.float64]  # [C, R, T, M] for each of M limits on detections per image and class
+    All float64, and -1 where a class has no object in an area range.
+    """
+
+    precision: Tensor  # [T, R, C, A], 0..1, the highest precision at a recall of at least R
+    recall: Tensor  # [T, C, A], 0..1, the highest recall
+    scores: Tensor  # [T, R, C, A], score of the detection at which recall reaches R, 0 where it does not
+
+
+def pack_outcomes(outcomes: Tensor) -> Tensor:
+    """Outcomes ``[D, C]`` (0..3) four to a byte, ``[D, ceil(C / 4)]`` uint8."""
+    padded = torch.nn.functional.pad(outcomes.to(torch.uint8), (0, -outcomes.shape[1] % 4))
+    quads = padded.view(len(padded), padded.shape[1] // 4, 4)
+    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+
+
+def unpack_outcomes(packed: Tensor, column: int) -> Tensor:
+    """One column of what :func:`pack_outcomes` packed, ``[D]`` uint8."""
+    return packed[:, column // 4] >> 2 * (column % 4) & 3
+
+
+def sort_for_accumulation(class_index: Tensor, scores: Tensor) -> Tensor:
+    """Order of detections by class, then descending score, then as they come, ``[D]`` int64; NaN scores last."""
+    order = (-scores).argsort(stable=True)
+    return order[class_index[order].argsort(stable=True)]
 
 
 def accumulate(
-    scores: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    ranks: NDArray[np.int64],
-    matched: NDArray[np.bool_],
-    ignored: NDArray[np.bool_],
-    positives: NDArray[np.int64],
-    classes: NDArray[np.int64],
-    limits: list[int],
-    recall_thresholds: NDArray[np.float64],
+    packed: Tensor, class_index: Tensor, scores: Tensor, positives: Tensor, iou_count: int, recall_thresholds: Tensor
 ) -> Curves:
-    """Precision at recall thresholds, and recall, as ``COCOeval.accumulate``.
+    """Precision and recall of every class, as ``COCOeval.accumulate`` of pycocotools.
 
     Args:
-        scores: ``[D]``, detections in the order of their images, which decides between equal scores.
-        labels: ``[D]``.
-        ranks: ``[D]``, place of a detection among those of its image and class, from 0.
-        matched: ``[D, R, T]``, the detection found an object that counts.
-        ignored: ``[D, R, T]``, the detection does not count.
-        positives: ``[C, R]``, objects that count.
-        classes: ``[C]``, labels to report.
-        limits: Detections per image and class, ascending.
-        recall_thresholds: ``[S]``, 0..1.
+        packed: ``[D, ...]`` uint8, outcomes from :func:`pack_outcomes`; column ``a * T + t`` is area range a at IoU t.
+        class_index: ``[D]`` int64, 0..C-1, ascending; the order is that of :func:`sort_for_accumulation`.
+        scores: ``[D]`` float64, descending within a class.
+        positives: ``[C, A]`` int64, objects that can be found.
+        iou_count: ``T``.
+        recall_thresholds: ``[R]`` float64.
     """
-    ranges, thresholds = matched.shape[1:]
-    precision = np.full((len(classes), ranges, thresholds, len(recall_thresholds)), -1.0)
-    recall = np.full((len(classes), ranges, thresholds, len(limits)), -1.0)
-    order = np.lexsort((-scores, labels))  # stable: equal scores keep the order of their images
-    bounds = np.searchsorted(labels[order], np.stack((classes, classes + 1)))
-    for c in range(len(classes)):
-        rows = order[bounds[0, c] : bounds[1, c]]
-        present = np.flatnonzero(positives[c] > 0)
-        recall[c, present] = 0
-        precision[c, present] = 0
-        if not len(rows) or not len(present):
-            continue
-        rows = rows[ranks[rows] < limits[-1]]
-        true = matched[rows]
-        false = ~true & ~ignored[rows]
-        for m, limit in enumerate(limits):
-            found = true[ranks[rows] < limit].sum(axis=0)  # [R, T]
-            recall[c, present, :, m] = found[present] / positives[c, present, None]
-        true_sum = np.cumsum(true, axis=0, dtype=np.float64)
-        false_sum = np.cumsum(false, axis=0, dtype=np.float64)
-        pure = true_sum / (true_sum + false_sum + np.spacing(1))
-        envelope = np.maximum.accumulate(pure[::-1], axis=0)[::-1]
-        for r in present:
-            for t in range(thresholds):
-                places = np.searchsorted(true_sum[:, r, t] / positives[c, r], recall_thresholds, side="left")
-                reached = places < len(rows)
-                precision[c, r, t, reached] = envelope[places[reached], r, t]
-    return Curves(precision, recall)
+    classes, ranges = positives.shape
+    recalls = len(recall_thresholds)
+    precision = scores.new_full((iou_count, recalls, classes, ranges), -1.0)
+    recall = scores.new_full((iou_count, classes, ranges), -1.0)
+    at_scores = scores.new_full((iou_count, recalls, classes, ranges), -1.0)
+    bounds = torch.searchsorted(class_index, torch.arange(classes + 1, device=class_index.device))
+    for a in range(ranges):
+        present = positives[:, a] > 0
+        needed = true_positives_needed(positives[:, a], recall_thresholds)
+        for t in range(iou_count):
+            outcomes = unpack_outcomes(packed, a * iou_count + t)
+            read, at, found = precision_at_recall(outcomes, class_index, bounds, scores, needed)
+            precision[t, :, :, a] = torch.where(present, read.T, -1.0)
+            at_scores[t, :, :, a] = torch.where(present, at.T, -1.0)
+            recall[t, :, a] = torch.where(present, found.double() / positives[:, a], -1.0)
+    return Curves(precision, recall, at_scores)
 
 
-def mean_of_defined(values: NDArray[np.float64]) -> float:
+def true_positives_needed(positives: Tensor, recall_thresholds: Tensor) -> Tensor:
+    """The fewest true positives whose recall reaches each threshold, ``[C, R]`` int64.
+
+    Args:
+        positives: ``[C]`` int64, objects of each class.
+        recall_thresholds: ``[R]`` float64.
+    """
+    total = positives[:, None].clamp(min=1)
+    needed = (recall_thresholds * total).ceil().long().clamp(min=0)
+    # The product may round across a whole number; what counts is the quotient in float64, as in COCOeval.
+    needed = needed - ((needed > 0) & ((needed - 1) / total.double() >= recall_thresholds)).long()
+    return needed + (needed / total.double() < recall_thresholds).long()
+
+
+def precision_at_recall(
+    outcomes: Tensor, class_index: Tensor, bounds: Tensor, scores: Tensor, needed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Interpolated precision of all classes in one area range at one IoU.
+
+    Args:
+        outcomes: ``[D]``, in the order of :func:`sort_for_accumulation`.
+        class_index: ``[D]`` int64, ascending.
+        bounds: ``[C + 1]`` int64, where in that order each class begins, and the end.
+        scores: ``[D]`` float64.
+        needed: ``[C, R]`` int64, true positives that each recall takes.
+
+    Returns:
+        Precision ``[C, R]``, score at that recall ``[C, R]``, both 0 where it is not reached, and the number of true
+        positives ``[C]``.
+    """
+    hits = (outcomes == TRUE_POSITIVE).nonzero().flatten()  # [H]
+    hit_class = class_index[hits]
+    classes = len(needed)
+    found = torch.bincount(hit_class, minlength=classes)  # [C]
+    first = found.cumsum(0) - found
+    number = torch.arange(1, len(hits) + 1, device=hits.device) - first[hit_class]
+    counted = torch.nn.functional.pad((outcomes != IGNORED).cumsum(0), (1, 0))
+    seen = counted[hits + 1] - counted[bounds[hit_class]]
+    precision = number / (seen.double() + torch.finfo(torch.float64).eps)  # np.spacing(1), as COCOeval
+
+    # A running maximum from the end. Classes that come earlier are lifted above all later ones, so that one pass does
+    # all of them; its indices, not its values, are used because the lift costs the last digits.
+    lifted = (precision + 2.0 * (classes - hit_class)).flip(0)
+    source = len(hits) - 1 - lifted.cummax(0).indices.flip(0) if len(hits) else hits
+    envelope = precision[source]
+
+    reached = needed <= found[:, None]
+    at = (first[:, None] + needed.clamp(min=1) - 1).clamp(max=max(len(hits) - 1, 0))
+    none = (found == 0)[:, None]
+    padded = torch.nn.functional.pad(envelope, (0, 1))
+    read = torch.where(reached & ~none, padded[at], 0.0)
+    start = torch.where(needed > 0, torch.nn.functional.pad(hits, (0, 1))[at], bounds[:-1, None])
+    begun = (bounds[1:] > bounds[:-1])[:, None]
+    padded_scores = torch.nn.functional.pad(scores, (0, 1))
+    return read, torch.where(reached & begun, padded_scores[start], 0.0), found
+
+
+def mean_of_defined(values: Tensor) -> float:
     """Mean of the values that are not -1; -1 where all are."""
     defined = values[values > -1]
-    return float(defined.mean()) if defined.size else -1.0
+    return float(defined.mean()) if defined.numel() else -1.0

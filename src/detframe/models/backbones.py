@@ -78,13 +78,13 @@ class TimmBackbone(Backbone):
             )
         except (AssertionError, IndexError, TypeError, RuntimeError) as error:
             raise ValueError(f"timm cannot build {name!r} with out_indices {list(out_indices)}: {error}") from error
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         self.levels = [
             Level(channels, stride) for channels, stride in zip(info.channels(), info.reduction(), strict=True)
         ]
         config = timm.get_pretrained_cfg(name)
-        self.mean = mean or (config.mean if config else IMAGENET_DEFAULT_MEAN)
-        self.std = std or (config.std if config else IMAGENET_DEFAULT_STD)
+        self.mean = _three(mean or (config.mean if config else IMAGENET_DEFAULT_MEAN))
+        self.std = _three(std or (config.std if config else IMAGENET_DEFAULT_STD))
         if weights is not None and weights != "imagenet":
             load_weights(self.body, Path(weights))
         self._frozen = tuple(freeze)
@@ -145,6 +145,11 @@ def load_weights(body: nn.Module, path: Path) -> None:
             f"shape, the first is {first!r}. Is `name` the model the file was saved from?"
         )
     body.load_state_dict({key: renamed[key] for key in own})
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def weights_licence(name: str) -> str | None:

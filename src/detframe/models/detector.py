@@ -1,6 +1,7 @@
-"""A detector: backbone, neck and head, with the normalisation that the backbone expects inside."""
+"""A detector: backbone, neck and head, with the normalisation that the backbone expects inside.
 
-from __future__ import annotations
+Postponed annotations would break TorchScript here, which reads the types of the buffers.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ class Detector(nn.Module):
         head: Built for the neck's levels.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: Backbone, neck: Neck, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
@@ -31,12 +35,14 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> Detections:
         """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
-        return self.head(self.features(images), (images.shape[2], images.shape[3]))
+        detections: Detections = self.head(self.features(images), (images.shape[2], images.shape[3]))
+        return detections
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps that the head reads, of images ``[B, 3, H, W]`` in 0..1."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.neck(self.backbone(normalised))
+        features: list[Tensor] = self.neck(self.backbone(normalised))
+        return features
 
     @torch.jit.unused
     def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:

@@ -11,13 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from detframe.training.task import DetectionTask
+
 
 class RunRecorder(Callback):
     """Writes ``<stage>_metrics.json`` and ``data_manifest.json`` into the run's folder and prints the final table."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the manifest of the data before the first step."""
-        if trainer.is_global_zero and not trainer.fast_dev_run and trainer.log_dir:
+        if trainer.is_global_zero and trainer.log_dir:
             folder = Path(trainer.log_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "data_manifest.json").write_text(json.dumps(manifest(trainer), indent=2))
@@ -37,6 +39,7 @@ class RunRecorder(Callback):
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.datamodule.report_skipped()  # type: ignore[attr-defined]
+        assert isinstance(pl_module, DetectionTask)
         if not trainer.is_global_zero or stage not in pl_module.results:
             return
         results = dict(pl_module.results[stage])
@@ -45,7 +48,7 @@ class RunRecorder(Callback):
         checkpoint = trainer.ckpt_path
         results["checkpoint_hash"] = file_hash(Path(checkpoint)) if checkpoint else None
         Console().print(metrics_table(results, stage))
-        if trainer.log_dir and not trainer.fast_dev_run:
+        if trainer.log_dir:
             path = Path(trainer.log_dir) / f"{stage}_metrics.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=2))

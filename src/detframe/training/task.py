@@ -103,11 +103,15 @@ class DetectionTask(LightningModule):
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, batch_size=size)
         return total
 
-    def validation_step(self, batch: Batch | None, batch_idx: int) -> Detections | None:
+    def validation_step(  # type: ignore[override]  # Lightning hands on any output, and says otherwise
+        self, batch: Batch | None, batch_idx: int
+    ) -> Detections | None:
         """Detections in original pixels, counted by the metric."""
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch | None, batch_idx: int) -> Detections | None:
+    def test_step(  # type: ignore[override]
+        self, batch: Batch | None, batch_idx: int
+    ) -> Detections | None:
         """Detections in original pixels, counted by the metric."""
         return self._evaluate("test", batch)
 
@@ -116,7 +120,7 @@ class DetectionTask(LightningModule):
         return None if batch is None else self._detect(batch)
 
     def _detect(self, batch: Batch) -> Detections:
-        found = self(batch.images)
+        found: Detections = self(batch.images)
         boxes = to_original(found.boxes, batch.transforms, batch.original_sizes)
         return found._replace(boxes=boxes * found.valid[..., None])
 

@@ -1,6 +1,7 @@
-"""The anchor-free dense head: every cell of every level predicts class scores and the distances to a box's sides."""
+"""The anchor-free dense head: every cell of every level predicts class scores and the distances to a box's sides.
 
-from __future__ import annotations
+Postponed annotations would break TorchScript here, which reads the types of the buffers.
+"""
 
 import math
 
@@ -33,6 +34,8 @@ class DenseHead(Head):
         box_weight: Weight of the GIoU loss beside the class loss.
         distribution_weight: Weight of the distribution focal loss.
     """
+
+    bin_values: Tensor
 
     def __init__(
         self,
