@@ -4,4 +4,5 @@ import sys
 
 from detframe.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # loader processes that are spawned import this file again
+    sys.exit(main())

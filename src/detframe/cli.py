@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """A verb and where it is implemented."""
+
+    summary: str
+    function: str  # "module:function" of a typed function, "" for Lightning's verbs
+
 
 VERBS = {
-    "fit": "train a detector, then test its best checkpoint",
-    "validate": "evaluate a checkpoint on the validation split",
-    "test": "evaluate a checkpoint on the test split",
-    "predict": "detect objects in images and write them as COCO results, Parquet and pictures",
+    "check": Verb("list every fault of a data set and sum it up", "detframe.data.checks:check"),
+    "convert": Verb("write a data set as COCO, Pascal VOC or YOLO", "detframe.data.convert:convert"),
+    "fit": Verb("train a detector, then test its best checkpoint", ""),
+    "validate": Verb("evaluate a checkpoint on the validation split", ""),
+    "test": Verb("evaluate a checkpoint on the test split", ""),
+    "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 
 USAGE = """usage: python -m detframe VERB [options]
@@ -21,7 +35,8 @@ Object detection from research to production. A first run, on a data set that th
 verbs:
 {verbs}
 
-`python -m detframe VERB --help` explains a verb; every option may stand in a YAML file given with --config."""
+`python -m detframe VERB --help` explains a verb; every option of fit, validate, test and predict may stand in a YAML
+file given with --config."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``python -m detframe``; None takes the process's own.
 
     Returns:
-        Exit code: 0, or 2 where the input was bad.
+        Exit code: 0, 1 where a verb that judges found faults, or 2 where the input was bad.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in {"-h", "--help"}:
-        print(USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())))
         return 0
     if given[0] == "--version":
         from detframe import __version__
@@ -45,6 +60,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in VERBS:
         print(f"detframe: unknown verb {given[0]!r}. Verbs: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
+    verb = VERBS[given[0]]
+    if verb.function:
+        return run_function(given[0], verb.function, given[1:])
     from detframe.lightning_cli import run
 
     return run(given)
+
+
+def run_function(verb: str, path: str, arguments: list[str]) -> int:
+    """Run a typed function as a verb: what has no default is positional, a bool is a flag.
+
+    Args:
+        verb: Its name on the command line.
+        path: ``module:function``.
+        arguments: What follows the verb.
+
+    Returns:
+        The function's exit code, or 2 where an argument is wrong.
+    """
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the paragraphs of the docstring."""
+
+    module, name = path.split(":")
+    function: Callable[..., int] = getattr(import_module(module), name)
+    parser = ArgumentParser(
+        prog=f"python -m detframe {verb}", formatter_class=Formatter, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
+    parser.description = inspect.cleandoc(function.__doc__ or "").split("\n\nArgs:")[0]
+    try:
+        parsed = parser.parse_args(with_flags(function, arguments))
+    except ArgumentError as error:
+        print(f"detframe {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return function(**parser.instantiate(parsed).as_dict())
+
+
+def with_flags(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``--name true`` where a bool of the function is given as the flag ``--name``."""
+    flags = {
+        f"--{name}" for name, p in inspect.signature(function).parameters.items() if p.annotation in (bool, "bool")
+    }
+    return [
+        f"{argument}=true" if argument in flags and after not in ("true", "false") else argument
+        for argument, after in pairwise([*arguments, ""])
+    ]
