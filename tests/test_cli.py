@@ -1,97 +1,291 @@
+"""The command line as a user has it: real processes on a tiny data set."""
+
+from __future__ import annotations
+
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from detframe.data.scenes import CLASS_NAMES
 from detframe.data.synthetic import write_dataset
+from detframe.training.task import DetectionTask
 
 ROOT = Path(__file__).parents[1]
+RUN = Path("runs") / "quickstart"
+WRONG = {
+    "a key": ({"model": {"backbon": 3}}, "model.backbon"),
+    "a class": ({"model": {"head": {"class_path": "detframe.models.heads.dense.DensHead"}}}, "Similar: DenseHead"),
+    "a type": ({"data": {"batch_size": "many"}}, "data.batch_size"),
+    "a file": ({"data": {"train": "trian.json"}}, "trian.json"),
+    "a backbone": ({"model": {"backbone": {"init_args": {"name": "resnet1800"}}}}, "resnet1800"),
+    "a linked value": ({"model": {"class_names": ["nut"]}}, "model.class_names comes from the data"),
+    "an argument": ({"model": {"head": {"init_args": {"widht": 3}}}}, "widht"),
+}
 
 
-def detframe(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-m", "detframe", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+def detframe(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, folder=folder, **environment)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def fit(folder: Path, *arguments: str, **environment: str) -> Path:
+    """Train from the folder's configuration; the run's folder."""
+    done = detframe("fit", "--config", "config.yaml", *arguments, folder=folder, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return newest(folder)
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / RUN).glob("version_*"), key=lambda path: int(path.name.removeprefix("version_")))
+
+
+def read(run: Path, stage: str = "test") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / f"{stage}_metrics.json").read_text())
+    return content
+
+
+def assert_same_figures(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    assert one["per_class"].keys() == other["per_class"].keys()
+    for name in ("map", "map_50", "map_75", "mar_100"):
+        assert one[name] == pytest.approx(other[name], abs=tolerance), name
+    for name, row in one["per_class"].items():
+        assert row == pytest.approx(other["per_class"][name], abs=tolerance), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny data set and the shipped quickstart configuration cut down to it."""
+    folder = tmp_path_factory.mktemp("run")
+    config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
+    config["data"] |= {"synthetic": False, "root": "data", "image_size": [64, 80]}
+    config["model"]["backbone"]["init_args"]["name"] = "resnet10t"
+    config["trainer"] |= {
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+        "check_val_every_n_epoch": 1,
+        "logger": config["trainer"]["logger"][0],
+    }
+    write_dataset(folder / "data", train=16, val=8, test=9)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run of one epoch."""
+    return fit(folder)
 
 
 def test_help_is_quick_and_lists_every_verb(tmp_path: Path) -> None:
-    start = time.perf_counter()
+    started = time.perf_counter()
     done = detframe("--help", folder=tmp_path)
-    assert time.perf_counter() - start < 5  # under a second on a quiet machine
+    assert time.perf_counter() - started < 5  # under a second on a quiet machine
     assert done.returncode == 0
-    assert all(f"  {verb}" in done.stdout for verb in ("fit", "validate", "test", "predict"))
+    assert all(f"  {verb} " in done.stdout for verb in ("check", "convert", "fit", "validate", "test", "predict"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["fly"], "unknown verb 'fly'"),
+        (["check"], "data"),
+        (["check", "nowhere"], "no such file or folder"),
+        (["convert", "nowhere", "out", "yolo9"], "yolo9"),
         (["fit", "--data.root", "nowhere", "--data.train", "train.json"], "nowhere"),
-        (["fit", "--model.class_names", "[a]"], "comes from the data"),
+        (["fit", "--model.class_names", "[a]"], "cannot be given"),
         (["fit", "--trainer.max_epoch", "3"], "max_epoch"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "no such checkpoint"),
+        (["predict", "--data.predict", "nowhere"], "--ckpt_path"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = detframe(*arguments, folder=tmp_path)
+    assert_refused(detframe(*arguments, folder=tmp_path), words)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_configuration_ends_with_a_sentence_and_exit_code_2(case: str, folder: Path, tmp_path: Path) -> None:
+    content, words = WRONG[case]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    done = detframe("fit", "--config", "config.yaml", "--config", str(tmp_path / "wrong.yaml"), folder=folder)
+    assert_refused(done, words)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr) < 1000
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny data set and a run of one epoch on it by the shipped quickstart configuration."""
-    folder = tmp_path_factory.mktemp("run")
-    config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
-    config["data"] |= {"synthetic": False, "root": "data", "image_size": [64, 80]}
-    config["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1}
-    write_dataset(folder / "data", train=16, val=8, test=8)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    done = detframe("fit", "--config", "config.yaml", folder=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+def test_check_and_convert_exit_with_what_they_found(folder: Path, tmp_path: Path) -> None:
+    checked = detframe("check", "data", "--json", folder=folder)
+    assert checked.returncode == 0
+    assert json.loads(checked.stdout)["splits"]["train"]["images"] == 16
+    converted = detframe("convert", "data", str(tmp_path / "voc"), "voc", folder=folder)
+    assert converted.returncode == 0, converted.stderr
+    image = tmp_path / "voc" / "JPEGImages" / "train_0003.jpg"
+    image.unlink()  # a hard link to the original
+    image.write_bytes(b"cut off")
+    checked = detframe("check", str(tmp_path / "voc"), "--json", folder=folder)
+    assert checked.returncode == 1
+    assert "train_0003.jpg" in checked.stdout
 
 
 @pytest.mark.slow
-def test_fit_leaves_a_whole_run_behind(run: Path) -> None:
-    version = run / "runs" / "quickstart" / "version_0"
-    for name in ("config.yaml", "metrics.csv", "data_manifest.json", "test_metrics.json"):
-        assert (version / name).is_file(), name
-    assert {p.name for p in (version / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    metrics = json.loads((version / "test_metrics.json").read_text())
+def test_fit_leaves_a_whole_run_behind(folder: Path, run: Path) -> None:
+    names = ["config.yaml", "metrics.csv", "data_manifest.json", "test_metrics.json", "test_predictions.parquet"]
+    for name in [*names, "samples/epoch_0000.jpg"]:
+        assert (run / name).is_file(), name
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    metrics = read(run)
     assert list(metrics["per_class"]) == list(CLASS_NAMES)
-    assert -1 <= metrics["map"] <= 1
     assert len(metrics["dataset_hash"]) == len(metrics["checkpoint_hash"]) == 64
-    manifest = json.loads((version / "data_manifest.json").read_text())
+    manifest = json.loads((run / "data_manifest.json").read_text())
     assert manifest["splits"]["train"]["images"] == 16
     assert manifest["splits"]["test"]["hash"] == metrics["dataset_hash"]
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/map", "val/map_50", "val/ap/nut", "val/ap_50/nut", "train/loss_class"} <= set(header)
 
 
 @pytest.mark.slow
-def test_predict_needs_the_checkpoint_and_images_alone(run: Path) -> None:
-    checkpoint = run / "runs" / "quickstart" / "version_0" / "checkpoints" / "best.ckpt"
-    done = detframe(
-        *(
-            "predict",
-            "--ckpt_path",
-            str(checkpoint),
-            "--data.predict",
-            "data/test.json",
-            "--data.image_size",
-            "[64,80]",
-        ),
-        *("--predictions.out", "found", "--predictions.draw", "true", "--predictions.min_score", "0"),
-        folder=run,
-    )
+def test_the_same_seed_gives_the_same_figures_and_the_checkpoint_the_same_again(folder: Path, run: Path) -> None:
+    again = fit(folder)
+    assert again != run
+    assert_same_figures(read(run), read(again), 0)
+    # In a process of its own, which knows no averaging: the figures after `fit` were the averaged weights' as well.
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    done = detframe("test", "--config", "config.yaml", "--ckpt_path", checkpoint, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    table = pq.read_table(run / "found" / "predictions.parquet").to_pylist()
-    results = json.loads((run / "found" / "predictions.json").read_text())
-    assert len(results) == len(table) > 0
-    assert {row["class_name"] for row in table} <= set(CLASS_NAMES)
-    assert len(list((run / "found" / "images").glob("*.jpg"))) == 8
+    assert_same_figures(read(run), read(newest(folder)), 0)
+    assert read(newest(folder))["checkpoint_hash"] == read(run)["checkpoint_hash"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one(folder: Path, run: Path) -> None:
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    arguments = ["--config", "config.yaml", "--ckpt_path", checkpoint, "--trainer.accelerator", "cpu"]
+    arguments += ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    done = detframe("test", *arguments, folder=folder, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_figures(read(run), read(newest(folder)), 1e-6)
+    tables = [pq.read_table(path / "test_predictions.parquet") for path in (run, newest(folder))]
+    assert (
+        tables[0]
+        .select(["kind", "image_id", "label", "outcome"])
+        .equals(tables[1].select(["kind", "image_id", "label", "outcome"]))
+    )
+    done = detframe("fit", *arguments[:2], *arguments[4:], folder=folder, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((newest(folder) / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_from_its_last_checkpoint(folder: Path) -> None:
+    earlier = newest(folder)
+    process = start("fit", "--config", "config.yaml", "--trainer.max_epochs", "40", folder=folder)
+    last = None
+    for _ in range(600):
+        last = next((path for path in newest(folder).glob("checkpoints/last.ckpt") if newest(folder) != earlier), None)
+        if last or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert last is not None, process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = fit(folder, "--trainer.max_epochs", "4", "--ckpt_path", str(last))
+    epochs = {line.split(",")[0] for line in (resumed / "metrics.csv").read_text().splitlines()[1:]}
+    assert "3" in epochs
+    assert "0" not in epochs
+    assert read(resumed)["checkpoint_hash"]
+
+
+@pytest.mark.slow
+def test_predict_needs_the_checkpoint_and_images_alone(folder: Path, run: Path) -> None:
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    arguments = ["--ckpt_path", str(checkpoint), "--data.predict", "data/test.json", "--predictions.out", "found"]
+    arguments += ["--predictions.draw", "true", "--predictions.min_score", "0", "--data.batch_size", "8"]
+    done = detframe("predict", *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((folder / "found" / "images").glob("*.jpg"))) == 9
+    # At the image size of the training, which nobody stated here, it finds what the test found.
+    found = pq.read_table(folder / "found" / "predictions.parquet")
+    tested = pq.read_table(run / "test_predictions.parquet", filters=[("kind", "=", "detection")])
+    columns = ["image_id", "category_id", "x1", "y1", "x2", "y2", "score"]
+    ours, theirs = (np.column_stack([table[name].to_numpy() for name in columns]) for table in (found, tested))
+    assert len(ours) == len(theirs) > 0
+    # As sets: scores of a detector that has learnt nothing nearly tie.
+    assert np.abs(ours[:, None] - theirs).max(axis=2).min(axis=1).max() < 0.01
+    results = json.loads((folder / "found" / "predictions.json").read_text())
+    assert len(results) == len(found) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # jsonargparse, about Lightning's call of it
+def test_a_checkpoint_loads_without_a_configuration_and_without_running_code(run: Path) -> None:
+    task = DetectionTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert task.class_names == list(CLASS_NAMES)
+    assert tuple(task.hparams["image_size"]) == (64, 80)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_classes_is_refused(folder: Path, run: Path) -> None:
+    content = json.loads((folder / "data" / "test.json").read_text())
+    names = [category["name"] for category in content["categories"]]
+    for category, name in zip(content["categories"], reversed(names), strict=True):
+        category["name"] = name
+    (folder / "data" / "renamed.json").write_text(json.dumps(content))
+    arguments = [
+        "--config",
+        "config.yaml",
+        "--data.test",
+        "renamed.json",
+        "--data.train",
+        "null",
+        "--data.val",
+        "null",
+    ]
+    done = detframe("test", *arguments, "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), folder=folder)
+    assert_refused(done, "classes")
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_reached_costs_seconds(folder: Path) -> None:
+    logger = {
+        "class_path": "detframe.training.loggers.WandbLogger",
+        "init_args": {"save_dir": "wandb-runs", "offline": False, "init_timeout": 5},
+    }
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["logger"] = [config["trainer"]["logger"], logger]
+    (folder / "wandb.yaml").write_text(yaml.safe_dump(config))
+    started = time.perf_counter()
+    arguments = ["--config", "wandb.yaml", "--trainer.limit_train_batches", "1", "--test_after_fit", "false"]
+    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
+    done = detframe("fit", *arguments, folder=folder, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert time.perf_counter() - started < 60
+    run = next((folder / "wandb-runs" / "wandb").glob("offline-run-*"))
+    assert len(list(run.rglob("samples_*.png"))) == 8

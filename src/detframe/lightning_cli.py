@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
+import warnings
 from argparse import ArgumentTypeError
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from detframe.analysis.predictions import PredictionWriter
+from detframe.analysis.predictions import EvaluationWriter, PredictionWriter
 from detframe.data.annotations import DataError
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.images import ImageError
-from detframe.training.callbacks import RunRecorder
-from detframe.training.task import DetectionTask
+from detframe.training.callbacks import BestCheckpoint, LastCheckpoint, RunRecorder, SampleImages
+from detframe.training.task import CheckpointError, DetectionTask
 
-LINKED = "model.class_names"
+LINKS = {"class_names": "data.class_names", "image_size": "data.image_size", "stretch": "data.stretch"}
+"""Arguments of the task that the data decides, and what they are taken from."""
+
+_VERBS = ("fit", "validate", "test", "predict")
+_MESSAGE_LENGTH = 600
+_CAUSES = (
+    r"module '[\w.]+' has no attribute '\w+'",
+    r"No module named '[\w.]+'",
+    r"Option '[^']+' is not accepted",
+    r"Expected '[\w.]+' to be a subclass of <class '[\w.]+'>",
+    r"Expected a <class '[\w.]+'>\. Got value: [^\n]{1,80}",
+)
+"""What a jsonargparse message says about the innermost fault, the most telling first."""
 
 
 class DetframeCLI(LightningCLI):
@@ -27,28 +49,91 @@ class DetframeCLI(LightningCLI):
     class_names_from_data = True  # `predict` looks at images that have none: there they are the checkpoint's
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link the class names and add what detframe's verbs have beside the trainer's options."""
-        if self.class_names_from_data:
-            parser.link_arguments("data.class_names", LINKED, apply_on="instantiate")
+        """Link what the data decides and add what detframe's verbs have beside the trainer's options."""
+        for target, source in LINKS.items():
+            if target != "class_names" or self.class_names_from_data:
+                parser.link_arguments(source, f"model.{target}", apply_on="instantiate")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(SampleImages, "samples")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test best.ckpt after `fit` where there is a test split."
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own
+        """Parse, and refuse values that a link would override in silence."""
+        super().parse_arguments(parser, args)
+        model = self._options().model
+        for target, source in LINKS.items():
+            if target in model and (target != "class_names" or self.class_names_from_data):
+                raise ArgumentError(None, f"argument {source} --> model.{target}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's arguments from the checkpoint, and say so where the configuration has others.
+
+        Lightning has no public hook between parsing and this.
+        """
+        path = self._options().get("ckpt_path")
+        named = path in (None, "best", "last", "hpc") or str(path).startswith("registry:")
+        if not named and not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such checkpoint. Runs keep theirs in `checkpoints/`.")
+        before = {} if named else _flat(self._options().model)
+        try:
+            super()._parse_ckpt_path()
+        except Exception as error:  # files that are no checkpoint make torch.load raise nearly anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: is no checkpoint of detframe ({reason[:200]}).") from error
+        options = self._options()
+        if not named:
+            after = _flat(options.model)
+            ignored = [
+                f"{key} is {after[key]}, not {value}"
+                for key, value in before.items()
+                if key in after and after[key] != value and not key.endswith(".weights") and value is not None
+            ]
+            if ignored and self.config.subcommand == "fit":
+                rank_zero_warn(f"The checkpoint decides what is trained on: {'; '.join(ignored)}.")
+        for name in ("image_size", "stretch"):
+            if options.data[name] is None and name in options.model:
+                options.data[name] = options.model[name]
+
+    def _options(self) -> Namespace:
+        options: Namespace = self.config[self.config.subcommand]
+        return options
 
     def instantiate_classes(self) -> None:
         """Build the data module, the task and the trainer; an argument that one of them refuses is bad input."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            fail(str(error))
+            raise ArgumentError(None, str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's own
+        """Build the trainer, without checkpoints where they are switched off."""
+        if self._get(self.config_init, "trainer").get("enable_checkpointing") is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if key not in ("best_checkpoint", "last_checkpoint")]
+        return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint."""
-        fast = getattr(self.trainer, "fast_dev_run", False)
-        if self._get(self.config, "test_after_fit") and self.datamodule.splits["test"] is not None and not fast:
-            self.trainer.test(
-                self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False
-            )
+        """Test the best checkpoint, or the last where none was validated."""
+        if not self._get(self.config, "test_after_fit") or self.datamodule.splits["test"] is None:
+            return
+        if getattr(self.trainer, "fast_dev_run", False):
+            return
+        paths = [callback.best_model_path for callback in self.trainer.checkpoint_callbacks]  # type: ignore[attr-defined]
+        checkpoint = next((path for path in paths if path), None)  # the best comes first
+        if checkpoint is None:
+            rank_zero_info("There is no checkpoint to test.")
+            return
+        rank_zero_info(f"Testing {checkpoint}")
+        # They would put the weights as they were trained in the place of the averaged ones that the checkpoint holds.
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
+        self.trainer.test(
+            self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
+        )
 
 
 def run(arguments: list[str]) -> int:
@@ -62,29 +147,15 @@ def run(arguments: list[str]) -> int:
     """
     strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
     torch.set_float32_matmul_precision("high")
-    for argument in arguments:
-        if argument.startswith(f"--{LINKED}"):
-            fail(f"{LINKED} comes from the data and cannot be given.")
+    # Lightning 2.6 does this under the newest torch, at every start.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     DetframeCLI.class_names_from_data = arguments[0] != "predict"
     try:
+        require_yaml(arguments)
         DetframeCLI(
             DetectionTask,
             DetectionDataModule,
-            trainer_defaults={
-                "callbacks": [
-                    RichProgressBar(),
-                    RunRecorder(),
-                    LearningRateMonitor("step"),
-                    ModelCheckpoint(
-                        filename="best",
-                        monitor="val/map",
-                        mode="max",
-                        save_last=True,
-                        enable_version_counter=False,
-                        save_weights_only=False,
-                    ),
-                ],
-            },
+            trainer_defaults={"callbacks": [RunRecorder(), EvaluationWriter(), LearningRateMonitor("step")]},
             parser_kwargs={**strict, **{verb: dict(strict) for verb in _VERBS}},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -93,12 +164,9 @@ def run(arguments: list[str]) -> int:
         )
     except (ArgumentError, ArgumentTypeError) as error:
         fail(short(str(error)))
-    except (DataError, ImageError, FloatingPointError) as error:
+    except (DataError, ImageError, CheckpointError, FloatingPointError, MisconfigurationException) as error:
         fail(str(error))
     return 0
-
-
-_VERBS = ("fit", "validate", "test", "predict")
 
 
 def fail(message: str) -> NoReturn:
@@ -108,6 +176,40 @@ def fail(message: str) -> NoReturn:
 
 
 def short(message: str) -> str:
-    """The part of a jsonargparse message that says what is wrong, without the dump of the configuration."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:4])[:400] if lines else "The configuration is not valid."
+    """What is wrong in a jsonargparse message, in one sentence: the key and the innermost cause, without the dump."""
+    link = re.search(r"argument (\S+) --> ([\w.]+)|Linked \"(\S+)\" must be given via \"(\S+)\"", message)
+    if link:
+        source, target = link[1] or link[4], link[2] or link[3]
+        return f"{target} comes from the data and cannot be given; it is what {source} is."
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    causes = [found for pattern in _CAUSES for found in re.findall(pattern, message)]
+    if not keys or not causes:
+        return " ".join(message.split())[:_MESSAGE_LENGTH] or "The configuration is not valid."
+    return f"{', '.join(keys)}: {causes[0].rstrip('.')}.{_similar(causes[0])}"
+
+
+def _similar(cause: str) -> str:
+    """Names that resemble the one that a module does not have."""
+    named = re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'", cause)
+    close = get_close_matches(named[2], dir(import_module(named[1])), n=3) if named else []
+    return f" Similar: {', '.join(close)}." if close else ""
+
+
+def require_yaml(arguments: list[str]) -> None:
+    """Read the configuration files once before jsonargparse does, which does not name the file that is broken.
+
+    Raises:
+        ArgumentError: A file is no YAML.
+    """
+    named = [after for argument, after in itertools.pairwise(arguments) if argument in ("--config", "-c")]
+    named += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
+    for path in (Path(name) for name in named):
+        try:
+            if path.is_file():
+                yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ArgumentError(None, f"{path}: is no valid YAML ({' '.join(str(error).split())}).") from error
+
+
+def _flat(namespace: Namespace) -> dict[str, Any]:
+    return {key: value for key, value in namespace.items() if not isinstance(value, Namespace)}

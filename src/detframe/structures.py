@@ -43,9 +43,9 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, 3, H, W] RGB, uint8 0..255 from the loader and float32 0..1 on the device
     targets: Targets  # in the pixels of `images`
-    areas: (
-        Tensor  # [B, N] float32, square pixels of the original image: the annotation's own, which sizes are judged by
-    )
+    original_boxes: Tensor  # [B, N, 4] float32, the same objects in pixels of the original image: what metrics compare
+    areas: Tensor  # [B, N] float32, square pixels of the original image: the annotation's own, which sizes go by
+    annotation_ids: Tensor  # [B, N] int64, the ids of the annotation file
     image_ids: Tensor  # [B] int64, the ids of the annotation file
     original_sizes: Tensor  # [B, 2] int64, (height, width) of the image as decoded
     transforms: Tensor  # [B, 4] float32, (scale_x, scale_y, offset_x, offset_y): input = original * scale + offset

@@ -1,18 +1,53 @@
-"""Saved predictions: written once by ``predict``, read by everything that follows."""
+"""The table of saved predictions: written once by a run, read by everything that follows, and never the network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
 
+from detframe.boxes import box_area
+from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image
 from detframe.drawing import draw_boxes
-from detframe.structures import Batch, Detections
+from detframe.matching import Matches, match
+from detframe.structures import Batch, Detections, Targets
+
+MATCH_IOU = 0.5
+"""IoU from which the table says that a detection found an object; boxes are there to match at any other."""
+
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),  # "detection" or "truth"
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("image_height", pa.int32()),  # pixels, as decoded
+        ("image_width", pa.int32()),
+        ("label", pa.int32()),  # 0..C-1
+        ("category_id", pa.int64()),  # of the annotation file, or label + 1 where it has no such class
+        ("class_name", pa.string()),
+        *((corner, pa.float32()) for corner in ("x1", "y1", "x2", "y2")),  # original pixels
+        ("area", pa.float32()),  # square pixels: the annotation's own, or the detection's box
+        ("score", pa.float32()),  # 0..1, null for truth
+        ("ignore", pa.bool_()),  # of a truth: crowd, difficult or ambiguous; null for detections
+        ("slot", pa.int32()),  # place of the detection in its image; of a truth: of the one that found it, or null
+        ("annotation_id", pa.int64()),  # of the truth; of a detection: of the truth that it found, or null
+        ("iou", pa.float32()),  # of the two, null where there is no match
+        # of a detection "true_positive", "false_positive" or "ignored"; of a truth "found", "missed" or "ignored";
+        # null where the images have no annotations
+        ("outcome", pa.string()),
+    ]
+)
+"""Columns of the table: one row per detection and one per ground-truth box, image by image."""
 
 
 class PredictionWriter(Callback):
@@ -29,11 +64,11 @@ class PredictionWriter(Callback):
         self.out = Path(out)
         self.draw = draw
         self.min_score = min_score
-        self.rows: list[dict[str, Any]] = []
+        self._parts: list[pa.Table] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty table."""
-        self.rows = []
+        self._parts = []
         self.out.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
@@ -48,59 +83,224 @@ class PredictionWriter(Callback):
         """Add the batch's detections, and draw them where asked."""
         if outputs is None or batch is None:
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        index = datamodule.index("predict")
+        index = trainer.datamodule.index("predict")  # type: ignore[attr-defined]
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        place_of = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
-        category_ids = [c.id for c in index.categories] if index.class_names == names else None
-        for i, image_id in enumerate(batch.image_ids.tolist()):
-            place = place_of[image_id]
-            keep = outputs.valid[i] & (outputs.scores[i] >= self.min_score)
-            boxes, scores, labels = (t[i][keep].cpu() for t in (outputs.boxes, outputs.scores, outputs.labels))
-            for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
-                self.rows.append(
-                    {
-                        "image_id": image_id,
-                        "file_name": index.file_names[place],
-                        "category_id": category_ids[label] if category_ids else label + 1,
-                        "class_name": names[label],
-                        "score": score,
-                        **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)),
-                    }
-                )
-            if self.draw:
-                picture = draw_boxes(read_image(index.path(place)), boxes, labels, scores, names)
-                path = self.out / "images" / Path(index.file_names[place]).with_suffix(".jpg")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path, quality=92)
+        found = outputs._replace(valid=outputs.valid & (outputs.scores >= self.min_score))
+        self._parts.append(detection_rows(found, batch, None, index, names))
+        if self.draw:
+            self._draw(found, batch, index, names)
+
+    def _draw(self, found: Detections, batch: Batch, index: AnnotationIndex, names: list[str]) -> None:
+        places = positions(index, batch.image_ids)
+        for i, place in enumerate(places.tolist()):
+            rows = found.valid[i]
+            boxes, scores, labels = (t[i][rows].cpu() for t in (found.boxes, found.scores, found.labels))
+            picture = draw_boxes(read_image(index.path(place)), boxes, labels, scores, names)
+            path = self.out / "images" / Path(index.file_names[place]).with_suffix(".jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path, quality=92)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files."""
-        write_predictions(self.rows, self.out)
+        """Write both files, of all processes."""
+        table = gather(self._parts)
+        if trainer.is_global_zero:
+            (self.out / "predictions.json").write_text(json.dumps(coco_results(table)))
+            pq.write_table(table, self.out / "predictions.parquet")
 
 
-SCHEMA = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),
-        ("category_id", pa.int64()),
-        ("class_name", pa.string()),
-        ("score", pa.float32()),
-        *((corner, pa.float32()) for corner in ("x1", "y1", "x2", "y2")),
-    ]
-)
+class EvaluationWriter(Callback):
+    """Writes ``<stage>_predictions.parquet`` into the run's folder: what was found, what was there, and the match."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's own type does not know what a step returns
+        batch: Batch | None,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch's detections and objects."""
+        self._add(trainer, pl_module, outputs, batch, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Batch | None,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch's detections and objects, where it is not training that validates."""
+        if trainer.state.fn == "validate":
+            self._add(trainer, pl_module, outputs, batch, "val")
+
+    def _add(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Detections | None, batch: Batch | None, stage: str
+    ) -> None:
+        if outputs is None or batch is None:
+            return
+        index = trainer.datamodule.index(stage)  # type: ignore[attr-defined]
+        names: list[str] = pl_module.class_names  # type: ignore[assignment]
+        truth = batch.targets._replace(boxes=batch.original_boxes)
+        matches = Matches(*(tensor.squeeze(-1) for tensor in match(outputs, truth, [MATCH_IOU])))
+        self._parts += [
+            detection_rows(outputs, batch, matches, index, names),
+            truth_rows(truth, batch, matches, index, names),
+        ]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of the test split."""
+        self._write(trainer, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of ``detframe validate``."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, "val")
+
+    def _write(self, trainer: Trainer, stage: str) -> None:
+        table = gather(self._parts)
+        self._parts = []
+        log_dir = trainer.log_dir  # asks all processes
+        if trainer.is_global_zero and log_dir:
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, Path(log_dir) / f"{stage}_predictions.parquet")
 
 
-def write_predictions(rows: list[dict[str, Any]], out: Path) -> None:
-    """Write rows of ``SCHEMA`` as ``predictions.json`` (COCO results) and ``predictions.parquet``."""
-    results = [
-        {
-            "image_id": row["image_id"],
-            "category_id": row["category_id"],
-            "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
-            "score": row["score"],
+def detection_rows(
+    detections: Detections, batch: Batch, matches: Matches | None, index: AnnotationIndex, class_names: Sequence[str]
+) -> pa.Table:
+    """Rows of a batch's detections.
+
+    Args:
+        detections: In original pixels.
+        batch: What they were found in.
+        matches: With the batch's objects at one IoU, ``[B, K]`` and ``[B, N]``; None where there are no annotations.
+        index: The images.
+        class_names: The detector's, by label.
+    """
+    image, slot = detections.valid.nonzero(as_tuple=True)
+    boxes = detections.boxes[image, slot]
+    columns: dict[str, Any] = _common_columns(
+        "detection", boxes, detections.labels[image, slot], image, batch, index, class_names
+    )
+    columns |= {
+        "area": _numpy(box_area(boxes)),
+        "score": _numpy(detections.scores[image, slot]),
+        "slot": _numpy(slot),
+    }
+    if matches is not None:
+        row = matches.target[image, slot]
+        matched = row >= 0
+        found = torch.where(matched, batch.annotation_ids.gather(1, matches.target.clamp(min=0))[image, slot], 0)
+        unmatched = _numpy(~matched)
+        columns |= {
+            "annotation_id": pa.array(_numpy(found), mask=unmatched),
+            "iou": pa.array(_numpy(matches.iou[image, slot]), mask=unmatched),
+            "outcome": np.select(
+                [unmatched, _numpy(matches.ignored[image, slot])], ["false_positive", "ignored"], "true_positive"
+            ),
         }
-        for row in rows
+    return _table(columns, len(boxes))
+
+
+def truth_rows(
+    truth: Targets, batch: Batch, matches: Matches, index: AnnotationIndex, class_names: Sequence[str]
+) -> pa.Table:
+    """Rows of a batch's ground-truth boxes; arguments as for :func:`detection_rows`, boxes in original pixels."""
+    image, row = truth.valid.nonzero(as_tuple=True)
+    slot = matches.detection[image, row]
+    unmatched = _numpy(slot < 0)
+    iou = matches.iou.gather(1, matches.detection.clamp(min=0))[image, row]
+    ignore = _numpy(truth.ignore[image, row])
+    columns: dict[str, Any] = _common_columns(
+        "truth", truth.boxes[image, row], truth.labels[image, row], image, batch, index, class_names
+    )
+    columns |= {
+        "area": _numpy(batch.areas[image, row]),
+        "ignore": ignore,
+        "slot": pa.array(_numpy(slot), mask=unmatched),
+        "annotation_id": _numpy(batch.annotation_ids[image, row]),
+        "iou": pa.array(_numpy(iou), mask=unmatched),
+        "outcome": np.select([ignore, unmatched], ["ignored", "missed"], "found"),
+    }
+    return _table(columns, len(ignore))
+
+
+def _common_columns(
+    kind: str,
+    boxes: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    batch: Batch,
+    index: AnnotationIndex,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Columns that both kinds of rows have."""
+    place = positions(index, batch.image_ids)[_numpy(image)]
+    ids = {category.name: category.id for category in index.categories}
+    known = all(name in ids for name in class_names)
+    category_ids = np.array([ids[name] if known else i + 1 for i, name in enumerate(class_names)], dtype=np.int64)
+    label = _numpy(labels)
+    sizes = _numpy(batch.original_sizes[image])
+    corners = _numpy(boxes)
+    return {
+        "kind": np.full(len(label), kind),
+        "image_id": _numpy(batch.image_ids[image]),
+        "file_name": np.array(index.file_names, dtype=object)[place],
+        "image_height": sizes[:, 0],
+        "image_width": sizes[:, 1],
+        "label": label,
+        "category_id": category_ids[label],
+        "class_name": np.array(class_names, dtype=object)[label],
+        **{name: corners[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))},
+    }
+
+
+def positions(index: AnnotationIndex, image_ids: Tensor) -> NDArray[np.int64]:
+    """Positions in the index of images with these ids ``[B]``."""
+    ids = _numpy(image_ids)
+    order = np.argsort(index.image_ids, kind="stable")
+    return np.asarray(order[np.searchsorted(index.image_ids, ids, sorter=order)], dtype=np.int64)
+
+
+def gather(parts: Sequence[pa.Table]) -> pa.Table:
+    """Tables of all processes as one, in the order of image ids; those of an image keep their order."""
+    table = pa.concat_tables([SCHEMA.empty_table(), *parts])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        tables: list[pa.Table] = [table] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(tables, table)
+        table = pa.concat_tables(tables)
+    order = np.argsort(table["image_id"].to_numpy(), kind="stable")
+    return table.take(pa.array(order))
+
+
+def coco_results(table: pa.Table) -> list[dict[str, Any]]:
+    """The detections of a table in COCO's format of results."""
+    rows = table.filter(pa.array(table["kind"].to_numpy() == "detection"))
+    names = ("image_id", "category_id", "x1", "y1", "x2", "y2", "score")
+    return [
+        {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        for image_id, category_id, x1, y1, x2, y2, score in zip(
+            *(rows[name].to_pylist() for name in names), strict=True
+        )
     ]
-    (out / "predictions.json").write_text(json.dumps(results))
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "predictions.parquet")
+
+
+def _table(columns: dict[str, Any], rows: int) -> pa.Table:
+    """A table of the schema; columns that are not given are null."""
+    arrays = []
+    for field in SCHEMA:
+        values = columns.get(field.name)
+        array = pa.nulls(rows) if values is None else values
+        arrays.append((array if isinstance(array, pa.Array) else pa.array(array)).cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array

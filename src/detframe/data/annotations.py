@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,12 +87,20 @@ class AnnotationIndex:
         """Rows of the box arrays that belong to image ``image`` (its position)."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
-    def content_hash(self) -> str:
-        """SHA-256 of names, boxes, labels and flags: what a metric depends on, whatever format it was read from."""
+    def annotations_hash(self) -> str:
+        """SHA-256 of names, boxes, labels and flags, whatever format they were read from."""
         digest = hashlib.sha256()
         digest.update("\n".join((*self.class_names, *self.file_names)).encode())
         for array in (self.image_sizes, self.boxes, self.labels, self.ignore, self.offsets):
             digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def images_hash(self) -> str:
+        """SHA-256 of the image files' content, in order; a file that cannot be read counts as empty."""
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor() as pool:
+            for content in pool.map(_file_digest, map(self.path, range(len(self)))):
+                digest.update(content)
         return digest.hexdigest()
 
     def subset(self, images: Sequence[int] | NDArray[np.int64]) -> AnnotationIndex:
@@ -116,6 +125,17 @@ class AnnotationIndex:
             metadata=tuple(self.metadata[i] for i in positions) if self.metadata else (),
             annotation_files=tuple(self.annotation_files[i] for i in positions) if self.annotation_files else (),
         )
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.digest()
+    except (OSError, ValueError):  # the latter at names that no file can have
+        return hashlib.sha256().digest()
 
 
 @dataclass(frozen=True)

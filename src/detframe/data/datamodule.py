@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
@@ -19,6 +22,9 @@ from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 from detframe.data.unlabelled import read_images
 from detframe.structures import Batch
+
+_log = logging.getLogger(__name__)
+_MOST_WORKERS = 8  # of one process; beyond, a loader waits for memory and disk
 
 
 class DetectionDataModule(LightningDataModule):
@@ -34,11 +40,14 @@ class DetectionDataModule(LightningDataModule):
         images: Folder of the images, where it cannot be found from the annotation files.
         val_fraction: Share of the training images held out where ``val`` is null, 0..1.
         group_by: Column of the image metadata whose groups stay together when images are held out (COCO only).
-        image_size: (height, width) that the network sees, in pixels.
+        image_size: (height, width) that the network sees, in pixels. null is what the checkpoint was trained with, or
+            (320, 320) in a new training.
         crop_size: Train on random windows of this (height, width) at native scale instead of on resized images.
-        stretch: Fill ``image_size`` instead of keeping the aspect ratio with a grey margin.
+        stretch: Fill ``image_size`` instead of keeping the aspect ratio with a grey margin. null is what the checkpoint
+            was trained with, or false in a new training.
         batch_size: Images per step and process.
-        num_workers: Loader processes; 0 loads in the training process.
+        num_workers: Loader processes; 0 loads in the training process. null takes as many as there are cores, up to 8,
+            where an accelerator does the training, and none where the CPU does and would wait for them.
         augmentation: Moves a training batch on the device; null leaves it as it is.
         on_bad_image: ``error`` stops at an image that cannot be read; ``skip`` counts and names it at the epoch's end.
         synthetic: Draw the quickstart data set into ``root`` if it is not there yet.
@@ -55,11 +64,11 @@ class DetectionDataModule(LightningDataModule):
         images: Path | None = None,
         val_fraction: float = 0.15,
         group_by: str | None = None,
-        image_size: tuple[int, int] = (320, 320),
+        image_size: tuple[int, int] | None = None,
         crop_size: tuple[int, int] | None = None,
-        stretch: bool = False,
+        stretch: bool | None = None,
         batch_size: int = 16,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         augmentation: Callable[[Batch], Batch] | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         synthetic: bool = False,
@@ -72,9 +81,9 @@ class DetectionDataModule(LightningDataModule):
         self.images = images
         self.val_fraction = val_fraction
         self.group_by = group_by
-        self.image_size = image_size
+        self.image_size = image_size or (320, 320)
         self.crop_size = crop_size
-        self.stretch = stretch
+        self.stretch = bool(stretch)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augmentation = augmentation
@@ -83,6 +92,7 @@ class DetectionDataModule(LightningDataModule):
         self.seed = seed
         self._indices: dict[str, AnnotationIndex] = {}
         self._datasets: dict[str, DetectionDataset] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -134,6 +144,15 @@ class DetectionDataModule(LightningDataModule):
         self._indices.update(train=whole.subset(kept), val=whole.subset(held))
         return self._indices["train"], self._indices["val"]
 
+    def hashes(self, name: str) -> dict[str, str]:
+        """SHA-256 of a split, found once: ``hash`` of all of it, and ``annotations_hash`` and ``images_hash`` apart."""
+        if name not in self._hashes:
+            index = self.index(name)
+            parts = {"annotations_hash": index.annotations_hash(), "images_hash": index.images_hash()}
+            whole = hashlib.sha256("".join(parts.values()).encode()).hexdigest()
+            self._hashes[name] = {"hash": whole, **parts}
+        return self._hashes[name]
+
     def dataset(self, name: str) -> DetectionDataset:
         """Data set of a split, made once; degenerate boxes are counted in the log."""
         if name not in self._datasets:
@@ -152,6 +171,10 @@ class DetectionDataModule(LightningDataModule):
     def _loader(self, name: str) -> DataLoader[Any]:
         training = name == "train"
         dataset = self.dataset(name)
+        accelerated = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+        workers = self.num_workers
+        if workers is None:
+            workers = min(os.cpu_count() or 1, _MOST_WORKERS) if accelerated else 0
         sampler: Sampler[int] | None = None
         if not training and self.trainer is not None and self.trainer.world_size > 1:
             # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
@@ -165,8 +188,9 @@ class DetectionDataModule(LightningDataModule):
             sampler=sampler,
             # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
             drop_last=training and len(dataset) > self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=accelerated,
             collate_fn=collate,
         )
 
@@ -196,10 +220,11 @@ class DetectionDataModule(LightningDataModule):
         return batch
 
     def report_skipped(self) -> list[str]:
-        """Name the images that could not be read since the last call, in the log and as a list."""
+        """Name the images that this process could not read since the last call, in the log and as a list."""
         notes = [note for dataset in self._datasets.values() for note in dataset.skipped()]
         if notes:
-            rank_zero_warn(f"{len(notes)} images were skipped:\n" + "\n".join(notes))
+            rank = self.trainer.global_rank if self.trainer is not None and self.trainer.world_size > 1 else None
+            _log.warning(rank_prefixed_message(f"{len(notes)} images were skipped:\n" + "\n".join(notes), rank))
         return notes
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +26,9 @@ class Sample(NamedTuple):
     boxes: Tensor  # [n, 4] float32, xyxy in the image's pixels
     labels: Tensor  # [n] int64
     ignore: Tensor  # [n] bool
+    original_boxes: Tensor  # [n, 4] float32, xyxy in pixels of the original
     areas: Tensor  # [n] float32, square pixels of the original
+    annotation_ids: Tensor  # [n] int64
     image_id: int
     original_size: tuple[int, int]  # (height, width)
     transform: Tensor  # [4] float32, see Batch.transforms
@@ -45,8 +47,8 @@ class DetectionDataset(Dataset["Sample | None"]):
         crop: Take a random window of ``image_size`` at native scale from images that are larger, instead of resizing
             them. A box of which the window shows less than ``min_visible`` becomes an ignore box.
         min_visible: Share of a box's area, 0..1.
-        on_bad_image: ``error`` raises at an image that cannot be read; ``skip`` yields None and notes file and reason
-            for :meth:`skipped`.
+        on_bad_image: ``error`` raises at an image that cannot be read; ``skip`` yields None and notes the image for
+            :meth:`skipped`.
     """
 
     def __init__(
@@ -67,9 +69,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         sides = index.boxes[:, 2:] - index.boxes[:, :2]
         self._usable: NDArray[np.bool_] = np.asarray(np.isfinite(index.boxes).all(axis=1) & (sides > 0).all(axis=1))
         self.degenerate = int((~self._usable).sum())
-        self._skipped: multiprocessing.queues.SimpleQueue[str] | None = None
-        if on_bad_image == "skip":
-            self._skipped = multiprocessing.get_context().SimpleQueue()  # workers are other processes
+        self._skipped = torch.zeros(len(index), dtype=torch.bool).share_memory_()  # workers are other processes
 
     def __len__(self) -> int:
         """Count the images."""
@@ -80,29 +80,31 @@ class DetectionDataset(Dataset["Sample | None"]):
         path = self.index.path(position)
         try:
             image = read_image(path)
-        except ImageError as error:
-            if self._skipped is None:
+        except ImageError:
+            if self.on_bad_image == "error":
                 raise
-            self._skipped.put(str(error))
+            self._skipped[position] = True
             return None
         height, width = image.shape[1], image.shape[2]
         rows = self.index.rows(position)
         usable = self._usable[rows]
-        boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
-        boxes = clip_boxes(boxes, height, width)
+        original_boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
+        original_boxes = clip_boxes(original_boxes, height, width)
         ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
         if self.crop and (height > self.image_size[0] or width > self.image_size[1]):
-            image, transform, boxes, ignore = self._random_crop(image, boxes, ignore)
+            image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore)
         else:
             image, transform = letterbox(image, self.image_size[0], self.image_size[1], self.stretch)
-            boxes = to_input(boxes, transform)
+            boxes = to_input(original_boxes, transform)
         live = box_area(boxes) > 0  # boxes outside the image or the window have no area left
         return Sample(
             image=image,
             boxes=boxes[live],
             labels=torch.from_numpy(self.index.labels[rows][usable].copy())[live],
             ignore=ignore[live],
+            original_boxes=original_boxes[live],
             areas=torch.from_numpy(self.index.areas[rows][usable]).float()[live],
+            annotation_ids=torch.from_numpy(self.index.annotation_ids[rows][usable])[live],
             image_id=int(self.index.image_ids[position]),
             original_size=(height, width),
             transform=transform,
@@ -110,10 +112,9 @@ class DetectionDataset(Dataset["Sample | None"]):
 
     def skipped(self) -> list[str]:
         """Files and reasons of the images skipped since the last call, in all worker processes."""
-        notes: list[str] = []
-        while self._skipped is not None and not self._skipped.empty():
-            notes.append(self._skipped.get())
-        return notes
+        positions = torch.nonzero(self._skipped).flatten().tolist()
+        self._skipped.zero_()
+        return [_reason(self.index.path(position)) for position in positions]
 
     def _random_crop(self, image: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target_height, target_width = self.image_size
@@ -134,6 +135,15 @@ class DetectionDataset(Dataset["Sample | None"]):
         )
 
 
+def _reason(path: Path) -> str:
+    """Why an image was skipped, found out again: a worker can only leave a mark."""
+    try:
+        read_image(path)
+    except ImageError as error:
+        return str(error)
+    return f"{path}: could not be read, but can be now; look at the disk or the network that it comes from"
+
+
 def collate(samples: Sequence[Sample | None]) -> Batch | None:
     """Stack samples and pad their boxes to the longest list; skipped ones are left out, None where none is left."""
     present = [sample for sample in samples if sample is not None]
@@ -150,7 +160,9 @@ def collate(samples: Sequence[Sample | None]) -> Batch | None:
             ignore=pad([sample.ignore for sample in present], batch_first=True),
             valid=torch.arange(count) < lengths[:, None],
         ),
+        original_boxes=pad([sample.original_boxes for sample in present], batch_first=True),
         areas=pad([sample.areas for sample in present], batch_first=True),
+        annotation_ids=pad([sample.annotation_ids for sample in present], batch_first=True),
         image_ids=torch.tensor([sample.image_id for sample in present]),
         original_sizes=torch.tensor([sample.original_size for sample in present]),
         transforms=torch.stack([sample.transform for sample in present]),

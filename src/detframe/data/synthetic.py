@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from detframe.data.scenes import CLASS_NAMES, DRAWING_VERSION, draw_scene
 
@@ -19,7 +21,7 @@ _CROWDED_EVERY = 8
 _PUBLISH_ATTEMPTS = 10
 
 
-def write_dataset(root: Path, train: int = 300, val: int = 60, test: int = 100, seed: int = 0) -> Path:
+def write_dataset(root: Path, train: int = 1000, val: int = 60, test: int = 150, seed: int = 0) -> Path:
     """Draw the data set into a folder as COCO JSON, unless it is there already.
 
     The folder appears complete or not at all, also when several processes draw it at once or one is killed.
@@ -75,7 +77,8 @@ def _write_split(root: Path, split: str, count: int, info: dict[str, Any]) -> No
     """Draw the images of one split and write its annotations last."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for position in range(count):
+    console = Console(stderr=True)
+    for position in track(range(count), f"Drawing the {split} images", console=console, transient=True):
         rng = np.random.default_rng([info["parameters"]["seed"], list(info["parameters"]).index(split), position])
         scene = draw_scene(rng, _objects_in(position, rng))
         name = f"{split}_{position:04d}.jpg"

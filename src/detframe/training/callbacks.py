@@ -1,17 +1,50 @@
-"""What a run leaves behind: metrics files, the data manifest and the table in the terminal."""
+"""What a run leaves behind: checkpoints, metrics files, the data manifest, pictures, the table in the terminal."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
+from detframe.drawing import Truth, contact_sheet, draw_boxes
+from detframe.letterbox import to_input
+from detframe.structures import Batch, Detections
+from detframe.training.loggers import Sample, WandbLogger
 from detframe.training.task import DetectionTask
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/best.ckpt``, chosen by validation.
+
+    Args:
+        monitor: Logged figure that decides, such as ``val/map``, ``val/map_50`` or ``val/ap/<class>``.
+        mode: Whether more of it is better, or less.
+    """
+
+    def __init__(self, monitor: str = "val/map", mode: Literal["max", "min"] = "max") -> None:
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/last.ckpt``, from which ``fit --ckpt_path`` resumes; validated or not.
+
+    Args:
+        every_n_epochs: How many epochs of work a killed run may lose.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        super().__init__(
+            filename="last", every_n_epochs=every_n_epochs, enable_version_counter=False, save_on_train_epoch_end=True
+        )
 
 
 class RunRecorder(Callback):
@@ -19,8 +52,9 @@ class RunRecorder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the manifest of the data before the first step."""
-        if trainer.is_global_zero and trainer.log_dir:
-            folder = Path(trainer.log_dir)
+        log_dir = trainer.log_dir  # asks all processes
+        if trainer.is_global_zero and log_dir:
+            folder = Path(log_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "data_manifest.json").write_text(json.dumps(manifest(trainer), indent=2))
 
@@ -40,32 +74,104 @@ class RunRecorder(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.datamodule.report_skipped()  # type: ignore[attr-defined]
         assert isinstance(pl_module, DetectionTask)
+        log_dir = trainer.log_dir  # asks all processes
         if not trainer.is_global_zero or stage not in pl_module.results:
             return
         results = dict(pl_module.results[stage])
-        index = trainer.datamodule.index(stage)  # type: ignore[attr-defined]
-        results["dataset_hash"] = index.content_hash()
+        results["dataset_hash"] = trainer.datamodule.hashes(stage)["hash"]  # type: ignore[attr-defined]
         checkpoint = trainer.ckpt_path
         results["checkpoint_hash"] = file_hash(Path(checkpoint)) if checkpoint else None
         Console().print(metrics_table(results, stage))
-        if trainer.log_dir:
-            path = Path(trainer.log_dir) / f"{stage}_metrics.json"
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                rows = [[name, *row.values()] for name, row in results["per_class"].items()]
+                columns = ["class", *next(iter(results["per_class"].values()))]
+                logger.log_table(f"{stage}/per_class", columns=columns, data=rows)
+        if log_dir:
+            path = Path(log_dir) / f"{stage}_metrics.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=2))
             Console().print(f"Written to {path}", soft_wrap=True)
 
 
+class SampleImages(Callback):
+    """Shows how the first validation images are detected: ``samples/epoch_0004.jpg`` in the run's folder, and W&B.
+
+    Args:
+        count: Images to show; 0 shows none.
+        min_score: Detections below it are not shown, 0..1.
+    """
+
+    def __init__(self, count: int = 8, min_score: float = 0.3) -> None:
+        self.count = count
+        self.min_score = min_score
+        self._samples: list[Sample] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's own type does not know what a step returns
+        batch: Batch | None,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first images of the epoch."""
+        missing = self.count - len(self._samples)
+        if trainer.is_global_zero and not trainer.sanity_checking and outputs is not None and batch is not None:
+            self._samples += samples(outputs, batch, self.min_score)[: max(missing, 0)]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw them."""
+        shown, self._samples = self._samples, []
+        log_dir = trainer.log_dir  # asks all processes
+        if not shown:
+            return
+        names: list[str] = pl_module.class_names  # type: ignore[assignment]
+        if log_dir:
+            path = Path(log_dir) / "samples" / f"epoch_{trainer.current_epoch:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures = [
+                draw_boxes(s.image, s.boxes, s.labels, s.scores, names, truth=s.truth, min_side=480) for s in shown
+            ]
+            captions = [f"image {sample.image_id}" for sample in shown]
+            contact_sheet(pictures, columns=4, captions=captions).save(path, quality=88)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_detections("val/samples", shown, names, trainer.global_step)
+
+
+def samples(detections: Detections, batch: Batch, min_score: float) -> list[Sample]:
+    """What a batch shows, image by image, in the pixels of the network's input."""
+    boxes = to_input(detections.boxes, batch.transforms)
+    shown = []
+    for i in range(len(batch.images)):
+        found = detections.valid[i] & (detections.scores[i] >= min_score)
+        real = batch.targets.valid[i]
+        shown.append(
+            Sample(
+                image_id=int(batch.image_ids[i]),
+                image=(batch.images[i] * 255).round().to(torch.uint8).cpu(),
+                boxes=boxes[i][found].cpu(),
+                labels=detections.labels[i][found].cpu(),
+                scores=detections.scores[i][found].cpu(),
+                truth=Truth(*(field[i][real].cpu() for field in batch.targets[:3])),
+            )
+        )
+    return shown
+
+
 def manifest(trainer: Trainer) -> dict[str, Any]:
-    """Hashes and counts of the splits that a run uses."""
+    """Hashes and counts of the splits that a run uses, and the classes."""
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     splits: dict[str, Any] = {}
     for name in ("train", "val", "test"):
-        if datamodule.splits[name] is None and name != "val":
+        if datamodule.splits[name] is None and name != "val":  # where that is not given, it is held out of training
             continue
         index = datamodule.index(name)
         splits[name] = {
             "source": str(index.source),
-            "hash": index.content_hash(),
+            **datamodule.hashes(name),
             "images": len(index),
             "boxes": len(index.boxes),
             "ignored_boxes": int(index.ignore.sum()),

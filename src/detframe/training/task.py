@@ -19,8 +19,15 @@ from detframe.models.detector import Detector
 from detframe.models.heads.base import Head
 from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN, Neck
-from detframe.structures import Batch, Detections, Level, Targets
+from detframe.structures import Batch, Detections, Level
 from detframe.training.schedules import warmup_cosine
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+"""Makes an optimizer from parameter groups."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what was found and what to do."""
 
 
 class DetectionTask(LightningModule):
@@ -36,6 +43,9 @@ class DetectionTask(LightningModule):
             0.05.
         backbone_lr_factor: The backbone's learning rate as a share of the others'.
         warmup_steps: Optimizer steps in which the learning rate rises; then it falls along a cosine.
+        image_size: (height, width) of the input in pixels, taken from the data by the CLI and remembered for who uses
+            the checkpoint; the network takes any size.
+        stretch: Whether images were stretched to it instead of letterboxed, likewise.
 
     Raises:
         ValueError: There is no class.
@@ -47,9 +57,11 @@ class DetectionTask(LightningModule):
         backbone: Callable[[], Backbone] = TimmBackbone,
         neck: Callable[[list[Level]], Neck] = FPN,
         head: Callable[[list[Level], int], Head] = DenseHead,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        optimizer: OptimizerFactory | None = None,
         backbone_lr_factor: float = 0.3,
         warmup_steps: int = 100,
+        image_size: tuple[int, int] = (320, 320),
+        stretch: bool = False,
     ) -> None:
         super().__init__()
         if not class_names:
@@ -65,10 +77,15 @@ class DetectionTask(LightningModule):
                 "optimizer": class_path_of(optimizer) if optimizer else None,
                 "backbone_lr_factor": backbone_lr_factor,
                 "warmup_steps": warmup_steps,
+                "image_size": list(image_size),
+                "stretch": stretch,
             }
         )
         self.class_names = list(class_names)
-        self.optimizer_factory = optimizer or partial(AdamW, lr=1e-3, weight_decay=0.05)
+        make_optimizer = optimizer or partial(AdamW, lr=1e-3, weight_decay=0.05)
+        # A function is not copied along with the module, as weight averaging does it; what jsonargparse makes holds the
+        # trainer, which cannot be copied where there are several processes.
+        self.make_optimizer: OptimizerFactory = lambda groups: make_optimizer(groups)
         self.backbone_lr_factor = backbone_lr_factor
         self.warmup_steps = warmup_steps
         built = backbone()
@@ -89,7 +106,7 @@ class DetectionTask(LightningModule):
             FloatingPointError: The loss is not finite; the message names the batch's images.
         """
         if batch is None:  # every image of the batch was skipped
-            return None
+            return self._no_loss() if self.trainer.world_size > 1 else None
         parts = self.detector.loss(batch.images, batch.targets)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
@@ -124,11 +141,15 @@ class DetectionTask(LightningModule):
         boxes = to_original(found.boxes, batch.transforms, batch.original_sizes)
         return found._replace(boxes=boxes * found.valid[..., None])
 
+    def _no_loss(self) -> Tensor:
+        """Zero that depends on every parameter: the other processes wait for gradients from this one."""
+        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
+
     def _evaluate(self, stage: str, batch: Batch | None) -> Detections | None:
         if batch is None:
             return None
         detections = self._detect(batch)
-        truth = targets_to_original(batch)
+        truth = batch.targets._replace(boxes=batch.original_boxes)
         self._metric(stage).update_batch(detections, truth, batch.areas, batch.image_ids)
         return detections
 
@@ -155,7 +176,7 @@ class DetectionTask(LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own type has nine alternatives
         """Optimizer with the backbone's groups slowed and no decay on norms and biases, and the schedule by step."""
         groups = parameter_groups(self.detector, self.backbone_lr_factor)
-        optimizer = self.optimizer_factory([{k: v for k, v in group.items() if k != "lr_factor"} for group in groups])
+        optimizer = self.make_optimizer([{k: v for k, v in group.items() if k != "lr_factor"} for group in groups])
         for built, group in zip(optimizer.param_groups, groups, strict=True):
             built["lr"] *= group["lr_factor"]
         total = int(self.trainer.estimated_stepping_batches)
@@ -163,18 +184,33 @@ class DetectionTask(LightningModule):
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        """Refuse data whose labels mean other classes than the detector's: every figure would be false.
+
+        Raises:
+            CheckpointError: The classes differ in name or order.
+        """
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if stage != "predict" and datamodule is not None:
+            self._require_classes(datamodule.class_names, "data")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of a detector with other classes, as :meth:`setup` does with data."""
+        self._require_classes(checkpoint["hyper_parameters"]["class_names"], "checkpoint")
+
+    def _require_classes(self, names: Sequence[str], whose: str) -> None:
+        if list(names) != self.class_names:
+            raise CheckpointError(
+                f"The detector's classes are {', '.join(self.class_names)}; those of the {whose} are "
+                f"{', '.join(names)}. The same classes in the same order are needed, or a new detector."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the pretrained file out: the checkpoint holds the weights, and must load where that file is not."""
         parameters = dict(checkpoint["hyper_parameters"])
         backbone = dict(parameters["backbone"])
         backbone["init_args"] = {**backbone["init_args"], "weights": None}
         checkpoint["hyper_parameters"] = {**parameters, "backbone": backbone}
-
-
-def targets_to_original(batch: Batch) -> Targets:
-    """Targets of a batch in the pixels of the original images."""
-    boxes = to_original(batch.targets.boxes, batch.transforms, batch.original_sizes)
-    return batch.targets._replace(boxes=boxes * batch.targets.valid[..., None])
 
 
 def parameter_groups(detector: Detector, backbone_lr_factor: float) -> list[dict[str, Any]]:

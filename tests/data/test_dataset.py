@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from detframe.data.annotations import AnnotationIndex, Category, DataError, build_index
+from detframe.data.datamodule import hold_out
+from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.images import ImageError
+from detframe.letterbox import to_original
+
+Box = Sequence[float]
+
+
+def make(root: Path, boxes: Sequence[Sequence[Box]], size: tuple[int, int] = (60, 80)) -> AnnotationIndex:
+    """Black images of (height, width), white where their boxes are."""
+    for i, of_image in enumerate(boxes):
+        pixels = np.zeros(size, dtype=np.uint8)
+        for x1, y1, x2, y2 in of_image:
+            pixels[round(max(y1, 0)) : round(y2), round(max(x1, 0)) : round(x2)] = 255
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    flat = np.array([box for of_image in boxes for box in of_image], dtype=np.float64).reshape(-1, 4)
+    return build_index(
+        source=root,
+        image_root=root,
+        categories=(Category(1, "part"),),
+        image_ids=np.arange(10, 10 + len(boxes)),
+        file_names=[f"{i}.png" for i in range(len(boxes))],
+        image_sizes=np.tile(size, (len(boxes), 1)),
+        image_of_box=np.repeat(np.arange(len(boxes)), [len(of_image) for of_image in boxes]),
+        boxes=flat,
+        labels=np.zeros(len(flat), dtype=np.int64),
+        ignore=np.zeros(len(flat), dtype=np.bool_),
+        areas=np.full(len(flat), np.nan),
+        annotation_ids=np.arange(100, 100 + len(flat)),
+        metadata=[{"board": f"b{i // 2}"} for i in range(len(boxes))],
+    )
+
+
+def test_boxes_follow_the_pixels_and_the_way_back_is_exact(tmp_path: Path) -> None:
+    dataset = DetectionDataset(make(tmp_path, [[(8, 12, 40, 44)]]), (120, 120))
+    sample = dataset[0]
+    assert sample is not None
+    assert sample.image.shape == (3, 120, 120)
+    assert sample.boxes.tolist() == [[12, 15 + 18, 60, 15 + 66]]
+    rows, columns = torch.nonzero(sample.image[0] == 255, as_tuple=True)
+    seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert (seen - sample.boxes[0]).abs().max() <= 1  # interpolation softens the edge
+    back = to_original(sample.boxes, sample.transform, torch.tensor(sample.original_size))
+    torch.testing.assert_close(back, sample.original_boxes)
+
+
+def test_degenerate_boxes_are_counted_and_left_out_and_others_clipped(tmp_path: Path) -> None:
+    boxes = [[(-5, 10, 20, 30), (30, 30, 30, 40), (90, 10, 95, 20), (10, 10, 20, 20)]]
+    dataset = DetectionDataset(make(tmp_path, boxes), (60, 80))
+    sample = dataset[0]
+    assert sample is not None
+    assert dataset.degenerate == 1
+    assert sample.boxes.tolist() == [[0, 10, 20, 30], [10, 10, 20, 20]]
+    assert sample.annotation_ids.tolist() == [100, 103]
+    assert sample.areas.tolist() == [500, 100]  # the annotation's own, where the first is 25 wide
+
+
+def test_a_crop_is_in_native_scale_and_hides_what_it_cuts(tmp_path: Path) -> None:
+    dataset = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), (32, 32), crop=True)
+    torch.manual_seed(0)
+    outcomes = set()
+    for _ in range(60):
+        sample = dataset[0]
+        assert sample is not None
+        assert sample.image.shape == (3, 32, 32)
+        white = int((sample.image[0] == 255).sum())
+        area = float((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod())  # an empty product is 1
+        assert white == (area if len(sample.boxes) else 0)
+        assert sample.ignore.tolist() == ([area < 0.3 * 400] if len(sample.boxes) else [])
+        outcomes.add("gone" if not len(sample.boxes) else "ignored" if sample.ignore[0] else "kept")
+        if len(sample.boxes) and area == 400:
+            back = to_original(sample.boxes, sample.transform, torch.tensor(sample.original_size))
+            assert back.tolist() == [[4, 2, 24, 22]]
+    assert outcomes == {"gone", "ignored", "kept"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_stop_or_are_skipped_and_named(tmp_path: Path, workers: int) -> None:
+    index = make(tmp_path, [[(8, 12, 40, 44)]] * 5)
+    for broken in (1, 4):
+        (tmp_path / f"{broken}.png").write_bytes(b"cut off")
+    with pytest.raises(ImageError, match=r"1\.png"):
+        DetectionDataset(index, (60, 80))[1]
+    dataset = DetectionDataset(index, (60, 80), on_bad_image="skip")
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate))
+    assert [None if batch is None else batch.image_ids.tolist() for batch in batches] == [[10], [12, 13], None]
+    notes = dataset.skipped()
+    assert len(notes) == 2
+    assert "1.png" in notes[0]
+    assert "4.png" in notes[1]
+    assert dataset.skipped() == []
+
+
+def test_a_batch_is_padded_with_rows_that_are_not_valid(tmp_path: Path) -> None:
+    boxes = [[(8, 12, 40, 44), (1, 1, 5, 5)], [], [(2, 2, 9, 9)]]
+    dataset = DetectionDataset(make(tmp_path, boxes), (60, 80))
+    batch = collate([dataset[i] for i in range(3)])
+    assert batch is not None
+    assert batch.images.dtype == torch.uint8
+    assert batch.targets.valid.tolist() == [[True, True], [False, False], [True, False]]
+    assert batch.targets.boxes[1].abs().sum() == 0
+    assert batch.annotation_ids.tolist() == [[100, 101], [0, 0], [102, 0]]
+
+
+def test_groups_stay_together_when_images_are_held_out(tmp_path: Path) -> None:
+    index = make(tmp_path, [[]] * 12)
+    for seed in range(10):
+        kept, held = hold_out(index, 0.25, "board", seed)
+        assert sorted([*kept, *held]) == list(range(12))
+        assert {i // 2 for i in kept}.isdisjoint({i // 2 for i in held})
+        assert len(held) == 4  # whole pairs, and the one that crosses the share is taken
+    with pytest.raises(DataError, match="camera"):
+        hold_out(index, 0.25, "camera", 0)
+
+
+def test_hashes_tell_images_and_annotations_apart(tmp_path: Path) -> None:
+    index = make(tmp_path, [[(8, 12, 40, 44)], []])
+    annotations, images = index.annotations_hash(), index.images_hash()
+    assert index.subset([1, 0]).images_hash() != images
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+    assert index.images_hash() != images
+    assert index.annotations_hash() == annotations

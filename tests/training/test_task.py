@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from detframe.models.backbones import TimmBackbone
+from detframe.models.heads.dense import DenseHead
+from detframe.models.necks import FPN
+from detframe.structures import Batch, Targets
+from detframe.training.schedules import warmup_cosine
+from detframe.training.task import DetectionTask, class_path_of, parameter_groups
+
+
+def make_task(**options: Any) -> DetectionTask:  # noqa: ANN401
+    torch.manual_seed(0)
+    return DetectionTask(
+        class_names=["nut", "bolt"],
+        backbone=partial(TimmBackbone, name="test_resnet"),
+        neck=partial(FPN, channels=16),
+        head=partial(DenseHead, width=16, depth=1),
+        **options,
+    )
+
+
+def make_batch(value: float = 0.5) -> Batch:
+    boxes = torch.tensor([[[8.0, 8, 40, 40]]]).repeat(2, 1, 1)
+    flags = torch.zeros(2, 1, dtype=torch.bool)
+    return Batch(
+        images=torch.full((2, 3, 64, 64), value),
+        targets=Targets(boxes, torch.zeros(2, 1, dtype=torch.int64), flags, ~flags),
+        original_boxes=boxes,
+        areas=torch.full((2, 1), 1024.0),
+        annotation_ids=torch.tensor([[1], [2]]),
+        image_ids=torch.tensor([17, 23]),
+        original_sizes=torch.tensor([[64, 64], [64, 64]]),
+        transforms=torch.tensor([[1.0, 1, 0, 0]]).repeat(2, 1),
+    )
+
+
+def loader(*batches: Batch) -> DataLoader[Any]:
+    return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:  # noqa: ANN401
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, about a loader without workers and the like
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"\[17, 23\]"):
+        trainer(tmp_path, max_steps=2).fit(make_task(), loader(make_batch(float("nan"))))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bfloat16_and_accumulated_gradients_train(tmp_path: Path) -> None:
+    task = make_task()
+    before = [parameter.detach().clone() for parameter in task.detector.parameters()]
+    trainer(tmp_path, max_epochs=2, precision="bf16-mixed", accumulate_grad_batches=2).fit(
+        task, loader(make_batch(0.2), make_batch(0.7))
+    )
+    assert task.trainer.global_step == 2
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.detector.parameters(), strict=True)]
+    assert sum(moved) > 0.8 * len(moved)  # levels without an object teach their box branch nothing
+    assert all(torch.isfinite(parameter).all() for parameter in task.detector.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_an_image_shows_is_found_in_its_own_pixels(tmp_path: Path) -> None:
+    batch = make_batch()
+    moved = batch._replace(
+        original_sizes=torch.tensor([[32, 64], [32, 64]]), transforms=torch.tensor([[1.0, 1, 0, 16]]).repeat(2, 1)
+    )
+    outputs = trainer(tmp_path).predict(make_task(), loader(batch, moved))
+    assert outputs is not None
+    straight, shifted = outputs
+    assert straight.valid.any()  # type: ignore[union-attr]
+    expected = (straight.boxes - torch.tensor([0.0, 16, 0, 16])).clamp(min=0)  # type: ignore[union-attr]
+    expected[..., 1::2].clamp_(max=32)
+    torch.testing.assert_close(shifted.boxes, expected * shifted.valid[..., None])  # type: ignore[union-attr]
+
+
+def test_norms_and_biases_do_not_decay_and_the_backbone_is_slower() -> None:
+    task = make_task(optimizer=partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.01), backbone_lr_factor=0.5)
+    groups = parameter_groups(task.detector, 0.5)
+    assert sum(len(group["params"]) for group in groups) == len(list(task.detector.parameters()))
+    for group in groups:
+        decays = {parameter.ndim > 1 for parameter in group["params"]}
+        assert decays == {"weight_decay" not in group}
+    backbone = {id(parameter) for parameter in task.detector.backbone.parameters()}
+    assert all((group["lr_factor"] == 0.5) == (id(group["params"][0]) in backbone) for group in groups)
+
+
+def test_warm_up_rises_and_the_cosine_ends_low() -> None:
+    factors = [warmup_cosine(step, 100, 10) for step in range(101)]
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10] == 1
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[55] == pytest.approx(0.505)
+    assert factors[100] == pytest.approx(0.01)
+
+
+def test_a_checkpoint_made_in_python_remembers_every_part(tmp_path: Path) -> None:
+    task = make_task(optimizer=partial(SGD, lr=0.1), image_size=(64, 96))
+    path = tmp_path / "task.ckpt"
+    one = trainer(tmp_path)
+    one.strategy.connect(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one.save_checkpoint(path)
+        again = DetectionTask.load_from_checkpoint(path, weights_only=True)
+    assert again.hparams["head"]["class_path"] == "detframe.models.heads.dense.DenseHead"
+    assert again.hparams["head"]["init_args"].items() >= {"width": 16, "depth": 1}.items()
+    assert tuple(again.hparams["image_size"]) == (64, 96)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for one_field, other in zip(task.eval()(images), again.eval()(images), strict=True):
+            torch.testing.assert_close(one_field, other)
+
+
+def test_what_no_checkpoint_could_remember_is_refused() -> None:
+    with pytest.raises(TypeError, match="remember"):
+        class_path_of(lambda: None)
+    with pytest.raises(ValueError, match="classes"):
+        DetectionTask()
