@@ -106,12 +106,18 @@ class DetframeCLI(LightningCLI):
         """Build the data module, the task and the trainer; an argument that one of them refuses is bad input."""
         try:
             super().instantiate_classes()
+        except (DataError, CheckpointError):
+            raise
         except ValueError as error:
             raise ArgumentError(None, str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's own
-        """Build the trainer, without checkpoints where they are switched off."""
-        if self._get(self.config_init, "trainer").get("enable_checkpointing") is False:
+        """Build the trainer, without the callbacks that it refuses where checkpoints or loggers are switched off."""
+        options = self._get(self.config_init, "trainer")
+        if options.get("logger") is False:
+            defaults = self.trainer_defaults["callbacks"]
+            defaults[:] = [callback for callback in defaults if not isinstance(callback, LearningRateMonitor)]
+        if options.get("enable_checkpointing") is False:
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in ("best_checkpoint", "last_checkpoint")]
         return super().instantiate_trainer(**kwargs)

@@ -18,13 +18,13 @@ Floats = NDArray[np.float32]
 
 CLASS_NAMES = ("bolt", "nut", "washer", "gear", "bracket", "fragment")
 RARE_CLASS = "fragment"
-RARE_SHARE = 0.035
+RARE_SHARE = 0.05
 """Share of the rare class among the boxes."""
 
 MIN_VISIBLE = 0.7
 """Least share of an object's pixels that other objects and the image border leave visible."""
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Part of a data set's identity: raise it whenever the drawn pixels change."""
 
 _OVERLAP_SHARE = 0.35  # of the objects may lie on others
@@ -133,11 +133,11 @@ class _Part(NamedTuple):
 
 _PARTS = {
     "bolt": _Part(_draw_bolt, (38, 100)),
-    "nut": _Part(_draw_nut, (20, 56)),
-    "washer": _Part(_draw_washer, (18, 60)),
+    "nut": _Part(_draw_nut, (24, 60)),
+    "washer": _Part(_draw_washer, (22, 60)),
     "gear": _Part(_draw_gear, (32, 92)),
     "bracket": _Part(_draw_bracket, (34, 88)),
-    "fragment": _Part(_draw_fragment, (18, 48)),
+    "fragment": _Part(_draw_fragment, (22, 52)),
 }
 _METALS = ((0.74, 0.76, 0.79), (0.64, 0.66, 0.68), (0.83, 0.68, 0.36), (0.78, 0.50, 0.36), (0.24, 0.24, 0.27))
 _METAL_SHARES = (0.36, 0.24, 0.18, 0.12, 0.10)
