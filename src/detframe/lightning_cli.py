@@ -115,6 +115,7 @@ class DetframeCLI(LightningCLI):
         """Build the trainer, without the callbacks that it refuses where checkpoints or loggers are switched off."""
         options = self._get(self.config_init, "trainer")
         if options.get("logger") is False:
+            self.save_config_callback = None  # there is no folder of the run's own
             defaults = self.trainer_defaults["callbacks"]
             defaults[:] = [callback for callback in defaults if not isinstance(callback, LearningRateMonitor)]
         if options.get("enable_checkpointing") is False:
