@@ -174,7 +174,7 @@ class DetectionDataModule(LightningDataModule):
         accelerated = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
         workers = self.num_workers
         if workers is None:
-            workers = min(os.cpu_count() or 1, _MOST_WORKERS) if accelerated else 0
+            workers = min(_usable_cores(), _MOST_WORKERS) if accelerated else 0
         sampler: Sampler[int] | None = None
         if not training and self.trainer is not None and self.trainer.world_size > 1:
             # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
@@ -226,6 +226,11 @@ class DetectionDataModule(LightningDataModule):
             rank = self.trainer.global_rank if self.trainer is not None and self.trainer.world_size > 1 else None
             _log.warning(rank_prefixed_message(f"{len(notes)} images were skipped:\n" + "\n".join(notes), rank))
         return notes
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on, which in a container or a batch job are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hold_out(
