@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import wandb
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
@@ -54,6 +53,8 @@ class WandbLogger(LightningWandbLogger):
         log_model: bool = False,
         **kwargs: Any,  # noqa: ANN401 - W&B's own
     ) -> None:
+        import wandb  # takes a third of a second, which help needs not wait for
+
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute()))
         settings = wandb.Settings(init_timeout=init_timeout, quiet=True)
@@ -71,6 +72,8 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:  # noqa: ANN401 - Lightning's
         """The run, begun when it is first asked for."""
+        import wandb
+
         try:
             return super().experiment
         except wandb.errors.CommError as error:
