@@ -76,9 +76,9 @@ class WandbLogger(LightningWandbLogger):
 
         try:
             return super().experiment
-        except wandb.errors.CommError as error:
+        except wandb.errors.Error as error:  # no answer, no valid key, or its own files in disorder
             reason = str(error).strip().splitlines()[0]
-            rank_zero_warn(f"W&B cannot be reached ({reason}); the run is written offline, send it with `wandb sync`.")
+            rank_zero_warn(f"W&B did not begin ({reason}); the run is written offline, send it with `wandb sync`.")
             self._wandb_init["mode"] = "offline"  # the environment was read when W&B began
             return super().experiment
 
