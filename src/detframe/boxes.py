@@ -35,3 +35,37 @@ def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     x = boxes[..., 0::2].clamp(0, width)
     y = boxes[..., 1::2].clamp(0, height)
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
+
+
+def encode_boxes(
+    boxes: Tensor, references: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
+    """Boxes as offsets from reference boxes (R-CNN, appendix C), ``[..., 4]``: shift in sizes, logarithm of the ratio.
+
+    Args:
+        boxes: ``[..., 4]``, sides of more than 0.
+        references: ``[..., 4]``, likewise.
+        weights: Factors of the offsets in x, y, width and height.
+    """
+    size = references[..., 2:] - references[..., :2]
+    wanted = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + wanted / 2 - references[..., :2] - size / 2) / size
+    return torch.cat((shift, (wanted / size).log()), dim=-1) * _row(weights, boxes)
+
+
+def decode_boxes(
+    offsets: Tensor, references: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
+    """Boxes ``[..., 4]`` of offsets from reference boxes, the way back of :func:`encode_boxes`.
+
+    Growth is held to 62.5 times the reference, as torchvision does it, so that no exponential overflows.
+    """
+    size = references[..., 2:] - references[..., :2]
+    offsets = offsets / _row(weights, offsets)
+    centres = references[..., :2] + size / 2 + offsets[..., :2] * size
+    half = size * offsets[..., 2:].clamp(max=4.135166556742356).exp() / 2  # log(1000 / 16)
+    return torch.cat((centres - half, centres + half), dim=-1)
+
+
+def _row(values: tuple[float, float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor([values[0], values[1], values[2], values[3]], dtype=like.dtype, device=like.device)

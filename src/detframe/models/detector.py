@@ -3,13 +3,15 @@
 Postponed annotations would break TorchScript here, which reads the types of the buffers.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from detframe.models.backbones import Backbone
 from detframe.models.heads.base import Head
 from detframe.models.necks import Neck
-from detframe.structures import Detections, Targets
+from detframe.structures import Detections, Level, Targets
 
 
 class Detector(nn.Module):
@@ -48,3 +50,33 @@ class Detector(nn.Module):
     def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named parts of the loss of images ``[B, 3, H, W]`` in 0..1, with targets in their pixels."""
         return self.head.loss(self.features(images), targets, (images.shape[2], images.shape[3]))
+
+
+def build_detector(
+    backbone: Callable[[], Backbone],
+    neck: Callable[[list[Level]], Neck],
+    head: Callable[[list[Level], int], Head],
+    num_classes: int,
+) -> Detector:
+    """Build the three parts of a detector, each for what the one before it gives.
+
+    Args:
+        backbone: Makes the backbone.
+        neck: Makes the neck from the backbone's levels.
+        head: Makes the head from the neck's levels and the number of classes.
+        num_classes: C.
+
+    Raises:
+        ValueError: Two parts do not go together; the message names both and says why.
+    """
+    body = backbone()
+    try:
+        mixer = neck(body.levels)
+    except ValueError as error:
+        raise ValueError(f"This neck does not go with the backbone {body.name}: {error}") from error
+    try:
+        return Detector(body, mixer, head(mixer.levels, num_classes))
+    except ValueError as error:
+        raise ValueError(
+            f"This head does not go with the neck {type(mixer).__name__} on the backbone {body.name}: {error}"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import generalized_box_iou_loss
 
 
 def varifocal_loss(logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
@@ -39,3 +40,18 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
     left_loss = -log_probability.gather(-1, left[..., None])[..., 0]
     right_loss = -log_probability.gather(-1, left[..., None] + 1)[..., 0]
     return (left_loss * (1 - right_weight) + right_loss * right_weight).mean(dim=-1)
+
+
+def masked_giou_loss(boxes: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
+    """GIoU loss (Rezatofighi et al., 2019) of the positives and a finite value elsewhere, ``[B, A]``.
+
+    Computing all and weighting most by zero keeps shapes fixed, so that nothing waits for the device.
+
+    Args:
+        boxes: ``[B, A, 4]``, xyxy in pixels.
+        target_boxes: ``[B, A, 4]``.
+        positive: ``[B, A]``, whose targets mean something.
+    """
+    unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])  # an area for the others, whose GIoU would be 0 / 0
+    anything = boxes.detach() + unit
+    return generalized_box_iou_loss(boxes, torch.where(positive[..., None], target_boxes, anything))

@@ -10,7 +10,7 @@ from detframe.structures import Detections
 def select_detections(
     boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, candidates: int, detections: int
 ) -> Detections:
-    """Non-maximum suppression per class, best first.
+    """Non-maximum suppression per class of dense predictions, best first.
 
     Args:
         boxes: ``[B, A, 4]``, xyxy in pixels, within the image.
@@ -23,31 +23,63 @@ def select_detections(
     Returns:
         Detections with K slots.
     """
-    anchors, classes = scores.shape[1], scores.shape[2]
-    # Small inputs have fewer scores than candidates: zeros fill up, so that no size needs a case of its own.
-    padded = torch.nn.functional.pad(scores.flatten(1), [0, candidates])
-    top, index = padded.topk(candidates, dim=1)  # [B, candidates]
-    anchor = (index // classes).clamp(max=anchors - 1)
-    labels = index % classes
-    chosen = boxes.gather(1, anchor[..., None].expand(-1, -1, 4))
-    sides = chosen[..., 2:] - chosen[..., :2]
-    live = (top > score_threshold) & (sides > 0).all(dim=-1)
+    classes = scores.shape[2]
+    top, index = padded_topk(scores.flatten(1), candidates)
+    chosen = boxes.gather(1, (index // classes)[..., None].expand(-1, -1, 4))
+    return suppress(chosen, top, index % classes, score_threshold, iou_threshold, detections)
 
-    # One call for the whole batch: images and classes are laid out side by side so that they never overlap. In
-    # float64 the shift costs no precision. Empty slots share one place, where the first of them suppresses the rest.
-    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    cell = (chosen.amax() + 1).double()
-    shifted = chosen.double() + ((image * classes + labels + 1).double() * cell)[..., None]
-    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=boxes.device)
-    shifted = torch.where(live[..., None], shifted, unit)
-    kept = nms(shifted.flatten(0, 1), torch.where(live, top, -1.0).double().flatten(), iou_threshold)
-    keep = torch.zeros_like(live).flatten().scatter(0, kept, torch.ones_like(kept, dtype=torch.bool)).view_as(live)
 
-    final, order = torch.where(keep & live, top, -1.0).topk(detections, dim=1)
+def padded_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Best ``count`` scores of each row ``[B, N]`` and their indices, ``[B, count]``; 0 fills up where N is smaller.
+
+    So no size of image or number of classes needs a case of its own.
+    """
+    top, index = torch.nn.functional.pad(scores, [0, count]).topk(count, dim=1)
+    return top, index.clamp(max=scores.shape[1] - 1)
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, score_threshold: float, iou_threshold: float, detections: int
+) -> Detections:
+    """The best of candidates, of which none overlaps a better one of its class.
+
+    Args:
+        boxes: ``[B, M, 4]``, xyxy in pixels, within the image.
+        scores: ``[B, M]``, 0..1.
+        labels: ``[B, M]``.
+        score_threshold: Scores at or below it are no detections.
+        iou_threshold: A box that overlaps a better one of its class more than this is dropped.
+        detections: K, how many slots come out; at most M.
+    """
+    live = (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    keep = unsuppressed(boxes, scores, labels, live, iou_threshold)
+    final, order = torch.where(keep, scores, -1.0).topk(detections, dim=1)
     valid = final >= 0
     return Detections(
-        boxes=torch.where(valid[..., None], chosen.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+        boxes=torch.where(valid[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
         scores=torch.where(valid, final, 0.0),
         labels=torch.where(valid, labels.gather(1, order), 0),
         valid=valid,
     )
+
+
+def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, live: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes no better one of their image and group overlaps more than the threshold, ``[B, M]`` bool.
+
+    Args:
+        boxes: ``[B, M, 4]``, xyxy in pixels, none negative.
+        scores: ``[B, M]``.
+        groups: ``[B, M]``, whole numbers from 0: classes or levels.
+        live: ``[B, M]``, False for boxes that do not take part.
+        iou_threshold: 0..1.
+    """
+    # One call for the whole batch: images and groups are laid out side by side so that they never overlap. In float64
+    # the shift costs no precision. Boxes that are not live share one place, where the first suppresses the rest.
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    place = image * (groups.amax() + 1) + groups + 1
+    shifted = boxes.double() + (place.double() * (boxes.amax() + 1).double())[..., None]
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=boxes.device)
+    shifted = torch.where(live[..., None], shifted, unit)
+    kept = nms(shifted.flatten(0, 1), torch.where(live, scores, -1.0).double().flatten(), iou_threshold)
+    keep = torch.zeros_like(live).flatten().scatter(0, kept, torch.ones_like(kept, dtype=torch.bool)).view_as(live)
+    return keep & live

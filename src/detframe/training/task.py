@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,10 +16,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from detframe.letterbox import to_original
 from detframe.metrics.mean_ap import MeanAveragePrecision, named_results
 from detframe.models.backbones import Backbone, TimmBackbone
-from detframe.models.detector import Detector
+from detframe.models.detector import Detector, build_detector
 from detframe.models.heads.base import Head
 from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN, Neck
+from detframe.models.transfer import initialise
 from detframe.structures import Batch, Detections, Level
 from detframe.training.schedules import warmup_cosine
 
@@ -37,27 +39,31 @@ class DetectionTask(LightningModule):
         class_names: Names by label; the CLI takes them from the data, and `predict` from the checkpoint.
         backbone: Makes the backbone: a class path with its arguments in YAML, a class or ``functools.partial`` in
             Python. The checkpoint remembers both.
-        neck: Makes the neck from the backbone's levels.
-        head: Makes the head from the neck's levels and the number of classes.
+        neck: Makes the neck from the backbone's levels; null is the feature pyramid network ``FPN``.
+        head: Makes the head from the neck's levels and the number of classes; null is ``DenseHead``.
         optimizer: Makes the optimizer from parameter groups; null is AdamW with learning rate 0.001 and weight decay
             0.05.
         backbone_lr_factor: The backbone's learning rate as a share of the others'.
+        init_from: Pretrained detector to begin from: a checkpoint of detframe, also one with other classes (what
+            belongs to a class goes by its name); a file of torchvision's Faster R-CNN, RetinaNet or FCOS; or the name
+            of torchvision's weights, such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, which torchvision downloads.
         warmup_steps: Optimizer steps in which the learning rate rises; then it falls along a cosine.
         image_size: (height, width) of the input in pixels, taken from the data by the CLI and remembered for who uses
             the checkpoint; the network takes any size.
         stretch: Whether images were stretched to it instead of letterboxed, likewise.
 
     Raises:
-        ValueError: There is no class.
+        ValueError: There is no class, parts do not go together, or ``init_from`` does not fit.
     """
 
     def __init__(
         self,
         class_names: Sequence[str] = (),
         backbone: Callable[[], Backbone] = TimmBackbone,
-        neck: Callable[[list[Level]], Neck] = FPN,
-        head: Callable[[list[Level], int], Head] = DenseHead,
+        neck: Callable[[list[Level]], Neck] | None = None,
+        head: Callable[[list[Level], int], Head] | None = None,
         optimizer: OptimizerFactory | None = None,
+        init_from: str | None = None,
         backbone_lr_factor: float = 0.3,
         warmup_steps: int = 100,
         image_size: tuple[int, int] = (320, 320),
@@ -66,6 +72,10 @@ class DetectionTask(LightningModule):
         super().__init__()
         if not class_names:
             raise ValueError("A detector needs classes: give annotated data, or a checkpoint with --ckpt_path.")
+        # No defaults of the signature: jsonargparse hands a default class's arguments on to the class named instead,
+        # where their names fit, and so `nms_iou` of one head would silently be another's.
+        neck = neck or FPN
+        head = head or DenseHead
         # One plain dictionary, built by the CLI or in Python: `load_from_checkpoint` hands it to jsonargparse.
         self.save_hyperparameters(
             {
@@ -75,6 +85,7 @@ class DetectionTask(LightningModule):
                 "neck": class_path_of(neck),
                 "head": class_path_of(head),
                 "optimizer": class_path_of(optimizer) if optimizer else None,
+                "init_from": None,  # a checkpoint holds the weights, and must load where that file is not
                 "backbone_lr_factor": backbone_lr_factor,
                 "warmup_steps": warmup_steps,
                 "image_size": list(image_size),
@@ -88,9 +99,9 @@ class DetectionTask(LightningModule):
         self.make_optimizer: OptimizerFactory = lambda groups: make_optimizer(groups)
         self.backbone_lr_factor = backbone_lr_factor
         self.warmup_steps = warmup_steps
-        built = backbone()
-        mixer = neck(built.levels)
-        self.detector = Detector(built, mixer, head(mixer.levels, len(self.class_names)))
+        self.detector = build_detector(backbone, neck, head, len(self.class_names))
+        if init_from is not None:
+            rank_zero_info(f"{init_from}: {initialise(self.detector, self.class_names, init_from)}.")
         self.metrics = nn.ModuleDict({stage: MeanAveragePrecision(class_metrics=True) for stage in ("val", "test")})
         self.results: dict[str, dict[str, Any]] = {}  # the last computed metrics of each stage, for who writes them
 
@@ -202,7 +213,8 @@ class DetectionTask(LightningModule):
         if list(names) != self.class_names:
             raise CheckpointError(
                 f"The detector's classes are {', '.join(self.class_names)}; those of the {whose} are "
-                f"{', '.join(names)}. The same classes in the same order are needed, or a new detector."
+                f"{', '.join(names)}. The same classes in the same order are needed, or a new detector, "
+                "which `fit --model.init_from CHECKPOINT` begins with what the classes share."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -264,4 +276,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any value that YAML has
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if callable(value):  # a part of a part, as the assigner of a head
+        return class_path_of(value)
     return str(value)

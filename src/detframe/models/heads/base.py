@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detframe.structures import Detections, Targets
+from detframe.structures import Detections, Level, Targets
 
 
 class Head(nn.Module):
@@ -26,3 +26,40 @@ class Head(nn.Module):
     def loss(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Named parts of the loss, scalars; what is minimised is their sum."""
         raise NotImplementedError
+
+    def class_rows(self, num_classes: int) -> dict[str, Tensor]:
+        """Which rows of the head's parameters belong to which class.
+
+        With it weights move between detectors of other classes, by class name; a head that does not say so has its
+        class-dependent parameters made anew.
+
+        Args:
+            num_classes: C of the state dictionary that is asked about, this head's own or another's.
+
+        Returns:
+            By parameter name, the rows (indices along the first dimension) of each label, ``[C, rows per class]``.
+        """
+        return {}
+
+
+def equal_channels(head: Head, levels: list[Level], grouped: bool) -> int:
+    """Channels of all levels, for a head whose layers they share.
+
+    Args:
+        head: Who asks.
+        levels: What it was given.
+        grouped: Whether its group norms, of 32 groups, need a multiple of 32 channels, and two of them in each group,
+            since a coarsest map of one cell would else have nothing to normalise over.
+
+    Raises:
+        ValueError: The channels differ or do not make up such groups.
+    """
+    channels = sorted({level.channels for level in levels})
+    if len(channels) != 1 or (grouped and (channels[0] % 32 or channels[0] < 64)):
+        given = ", ".join(f"{level.channels} at stride {level.stride}" for level in levels)
+        needed = "64 channels or a higher multiple of 32" if len(channels) == 1 else "the same channels on all levels"
+        raise ValueError(
+            f"{type(head).__name__} needs {needed}, since its layers are shared; it was given {given}. Set the neck's "
+            "`channels`, or put a neck such as FPN before it."
+        )
+    return channels[0]

@@ -4,21 +4,23 @@ Postponed annotations would break TorchScript here, which reads the types of the
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, generalized_box_iou_loss
+from torchvision.ops import Conv2dNormActivation
 
 from detframe.boxes import clip_boxes
-from detframe.models.assigners import TaskAlignedAssigner
+from detframe.models.anchors import Cells, grid_cells
+from detframe.models.assigners import Assigner, TaskAlignedAssigner, assigned_objects
 from detframe.models.heads.base import Head
-from detframe.models.losses import distribution_focal_loss, varifocal_loss
+from detframe.models.losses import distribution_focal_loss, masked_giou_loss, varifocal_loss
 from detframe.models.postprocess import select_detections
 from detframe.structures import Detections, Level, Targets
 
 
 class DenseHead(Head):
-    """Decoupled anchor-free head: varifocal class loss, GIoU and distribution focal box loss, task-aligned assignment.
+    """Decoupled anchor-free head: varifocal class loss, GIoU and distribution focal box loss.
 
     Args:
         levels: Channels and stride of the feature maps.
@@ -26,7 +28,7 @@ class DenseHead(Head):
         width: Channels of the towers.
         depth: 3x3 convolutions of each of the two towers.
         bins: Bins of the distance distribution: a side lies at most ``bins - 1`` strides from its cell.
-        top_k: Cells that learn an object.
+        assigner: Says which cells learn which object.
         score_threshold: Scores at or below it are no detections, 0..1.
         nms_iou: IoU above which the worse of two boxes of a class is dropped.
         candidates: Best scores of an image that enter the suppression.
@@ -44,7 +46,7 @@ class DenseHead(Head):
         width: int = 64,
         depth: int = 2,
         bins: int = 16,
-        top_k: int = 10,
+        assigner: Callable[[], Assigner] = TaskAlignedAssigner,
         score_threshold: float = 0.001,
         nms_iou: float = 0.6,
         candidates: int = 500,
@@ -55,6 +57,7 @@ class DenseHead(Head):
         super().__init__()
         self.strides = [level.stride for level in levels]
         self.num_classes = num_classes
+        self.depth = depth
         self.bins = bins
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
@@ -62,7 +65,7 @@ class DenseHead(Head):
         self.detections = detections
         self.box_weight = box_weight
         self.distribution_weight = distribution_weight
-        self.assigner = TaskAlignedAssigner(top_k)
+        self.assigner = assigner()
         self.class_branches = nn.ModuleList(_branch(level.channels, width, depth, num_classes) for level in levels)
         self.box_branches = nn.ModuleList(_branch(level.channels, width, depth, 4 * bins) for level in levels)
         self.register_buffer("bin_values", torch.arange(bins, dtype=torch.float32), persistent=False)
@@ -73,64 +76,54 @@ class DenseHead(Head):
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
         """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
-        class_logits, box_logits, points, strides = self.predict(features)
-        boxes = clip_boxes(self.decode(box_logits, points, strides), image_size[0], image_size[1])
+        class_logits, box_logits, cells = self.predict(features)
+        boxes = clip_boxes(self.decode(box_logits, cells), image_size[0], image_size[1])
         return select_detections(
             boxes, class_logits.sigmoid(), self.score_threshold, self.nms_iou, self.candidates, self.detections
         )
 
-    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Raw predictions of all ``A`` cells of all levels.
-
-        Returns:
-            Class logits ``[B, A, C]`` and box logits ``[B, A, 4, bins]`` in float32, points ``[A, 2]`` (x, y) in
-            input pixels, strides ``[A]``.
-        """
+    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Cells]:
+        """Raw predictions: class logits ``[B, A, C]`` and box logits ``[B, A, 4, bins]``, float32, of A cells."""
         class_logits: list[Tensor] = []
         box_logits: list[Tensor] = []
-        points: list[Tensor] = []
-        strides: list[Tensor] = []
         for i, branch in enumerate(self.class_branches):
             class_logits.append(branch(features[i]).flatten(2).transpose(1, 2).float())
         for i, branch in enumerate(self.box_branches):
             box_logits.append(branch(features[i]).flatten(2).transpose(1, 2).float())
-        for i, stride in enumerate(self.strides):
-            height, width = features[i].shape[2], features[i].shape[3]
-            x = (torch.arange(width, device=features[i].device) + 0.5) * stride
-            y = (torch.arange(height, device=features[i].device) + 0.5) * stride
-            grid = torch.stack((x.repeat(height), y[:, None].expand(-1, width).flatten()), dim=-1)
-            points.append(grid)
-            strides.append(torch.full_like(grid[:, 0], float(stride)))
         boxes = torch.cat(box_logits, dim=1)
         boxes = boxes.reshape(boxes.shape[0], -1, 4, self.bins)
-        return torch.cat(class_logits, dim=1), boxes, torch.cat(points), torch.cat(strides)
+        return torch.cat(class_logits, dim=1), boxes, grid_cells(features, self.strides, 0.5)
 
-    def decode(self, box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    def decode(self, box_logits: Tensor, cells: Cells) -> Tensor:
         """Boxes ``[B, A, 4]`` in input pixels: each side at the mean of its distribution (GFL, eq. 4)."""
-        distances = (box_logits.softmax(dim=-1) * self.bin_values).sum(dim=-1) * strides[:, None]
-        return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+        distances = (box_logits.softmax(dim=-1) * self.bin_values).sum(dim=-1) * cells.strides[:, None]
+        return torch.cat((cells.centres - distances[..., :2], cells.centres + distances[..., 2:]), dim=-1)
+
+    def class_rows(self, num_classes: int) -> dict[str, Tensor]:
+        """The last convolution of each class branch has one row per class."""
+        rows = torch.arange(num_classes)[:, None]
+        return {
+            f"class_branches.{i}.{self.depth}.{kind}": rows
+            for i in range(len(self.class_branches))
+            for kind in ("weight", "bias")
+        }
 
     def loss(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """The parts ``class``, ``box`` and ``distribution``, each weighted and divided by the sum of qualities."""
-        class_logits, box_logits, points, strides = self.predict(features)
-        boxes = self.decode(box_logits, points, strides)
-        assigned = self.assigner(class_logits.detach().sigmoid(), boxes.detach(), points, strides, targets)
+        class_logits, box_logits, cells = self.predict(features)
+        boxes = self.decode(box_logits, cells)
+        assigned = self.assigner(class_logits.detach().sigmoid(), boxes.detach(), cells, targets)
+        target_boxes, labels = assigned_objects(assigned, targets)
 
-        if targets.boxes.shape[1]:
-            target_boxes = targets.boxes.gather(1, assigned.target[..., None].expand(-1, -1, 4))
-            labels = targets.labels.gather(1, assigned.target)
-        else:
-            target_boxes = boxes.detach()
-            labels = assigned.target
         quality = torch.zeros_like(class_logits).scatter(2, labels[..., None], assigned.quality[..., None])
         class_loss = varifocal_loss(class_logits, quality) * ~assigned.ignored[..., None]
 
         # Weighting all cells, most of them by zero, keeps shapes fixed: no host synchronisation.
         weight = assigned.quality * assigned.positive
-        safe_boxes = torch.where(assigned.positive[..., None], target_boxes, boxes.detach() + boxes.new_tensor(_UNIT))
-        box_loss = generalized_box_iou_loss(boxes, safe_boxes) * weight
-        distances = torch.cat((points - target_boxes[..., :2], target_boxes[..., 2:] - points), dim=-1)
-        side_loss = distribution_focal_loss(box_logits, distances / strides[:, None]) * weight
+        box_loss = masked_giou_loss(boxes, target_boxes, assigned.positive) * weight
+        centres = cells.centres
+        distances = torch.cat((centres - target_boxes[..., :2], target_boxes[..., 2:] - centres), dim=-1)
+        side_loss = distribution_focal_loss(box_logits, distances / cells.strides[:, None]) * weight
 
         normaliser = assigned.quality.sum().clamp(min=1)
         return {
@@ -138,9 +131,6 @@ class DenseHead(Head):
             "box": self.box_weight * box_loss.sum() / normaliser,
             "distribution": self.distribution_weight * side_loss.sum() / normaliser,
         }
-
-
-_UNIT = (0.0, 0.0, 1.0, 1.0)  # gives the boxes of negatives an area, so that their GIoU, weighted by zero, is finite
 
 
 def _branch(channels: int, width: int, depth: int, outputs: int) -> nn.Sequential:
