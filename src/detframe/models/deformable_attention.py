@@ -58,7 +58,7 @@ def deformable_attention(
     image = torch.arange(batch, device=value.device)[:, None, None, None]
     head = torch.arange(heads, device=value.device)[:, None]
     rows = ((image * cells + index) * heads + head).flatten()
-    read = value.reshape(-1, depth).index_select(0, rows).unflatten(0, index.shape)
+    read: Tensor = value.reshape(-1, depth).index_select(0, rows).unflatten(0, index.shape)
     return (share[..., None, :] @ read).flatten(2)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 def offset_values(bins: int, bound: Tensor, scale: Tensor) -> Tensor:
-    """The offsets W(n) that the bins stand for, ``[bins + 1]``: dense around 0, sparse further out (D-FINE, section 4.1).
+    """Offsets W(n) that the bins stand for, ``[bins + 1]``: dense around 0, sparse further out (D-FINE, section 4.1).
 
     Args:
         bins: N, even.

@@ -1,4 +1,4 @@
-"""Detection as set prediction (DETR, Carion et al., 2020): which prediction is which object, and the losses of the pairs.
+"""Detection as set prediction (DETR, Carion et al., 2020): which prediction is which object, and the pairs' losses.
 
 Boxes are cxcywh in 0..1 of the image here, the coordinates in which such networks predict, until `corners` makes them
 xyxy. A match ``[B, Q]`` holds for every prediction the row of its object, or -1 where it has none.

@@ -4,7 +4,9 @@ Postponed annotations would break TorchScript here, which reads the types of the
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detframe.boxes import clip_boxes
-from detframe.models.deformable_attention import Grid
+from detframe.models.deformable_attention import DeformableAttention, Grid
 from detframe.models.denoising import attention_mask, noise_objects
 from detframe.models.heads.base import Head
 from detframe.models.hybrid_encoder import ConvNorm
@@ -113,10 +115,10 @@ class DETRHead(Head):
         self.box_weight = box_weight
         self.giou_weight = giou_weight
 
-        self.enc_output = nn.Sequential()
-        self.enc_output.add_module("proj", nn.Linear(self.channels, self.channels))
-        self.enc_output.add_module("norm", nn.LayerNorm(self.channels))
-        nn.init.xavier_uniform_(self.enc_output.proj.weight)  # type: ignore[arg-type]
+        self.input_proj = nn.ModuleList(self.make_projection(level) for level in levels)
+        projection = nn.Linear(self.channels, self.channels)
+        nn.init.xavier_uniform_(projection.weight)
+        self.enc_output = nn.Sequential(OrderedDict(proj=projection, norm=nn.LayerNorm(self.channels)))
         self.enc_score_head = score_head(self.channels, num_classes)
         self.enc_bbox_head = MLP(self.channels, self.channels, 4, 3).start_at_zero()
         self.query_pos_head = MLP(4, 2 * self.channels, self.channels, 2)
@@ -133,6 +135,10 @@ class DETRHead(Head):
                 f"{name}: the levels ({given}) do not suit it. It needs one or more, `points` for each of them (given: "
                 f"{self.points}), and `channels` ({self.channels}) in {heads} equal parts, one for each attention head."
             )
+
+    def make_projection(self, level: Level) -> nn.Module:
+        """What brings a feature map to the decoder's channels."""
+        return ConvNorm(level.channels, self.channels, 1)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
         """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
@@ -163,7 +169,7 @@ class DETRHead(Head):
         anchors = anchors[None].expand(memory.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
         boxes = (self.enc_bbox_head(content).float() + anchors).sigmoid()
         chosen = logits.gather(1, best.expand(-1, -1, self.num_classes)).float()
-        return content, Prediction(chosen, boxes, boxes.new_zeros(boxes.shape + (0,)))
+        return content, Prediction(chosen, boxes, no_distributions(boxes))
 
     def decode(
         self, content: Tensor, boxes: Tensor, memory: Tensor, grids: list[Grid], mask: Tensor | None
@@ -183,7 +189,9 @@ class DETRHead(Head):
         """The best pairs of query and class, ``detections`` of them."""
         height, width = image_size
         xyxy = corners(boxes)
-        xyxy = clip_boxes(torch.stack((xyxy[..., 0::2] * width, xyxy[..., 1::2] * height), -1).flatten(2), height, width)
+        xyxy = clip_boxes(
+            torch.stack((xyxy[..., 0::2] * width, xyxy[..., 1::2] * height), -1).flatten(2), height, width
+        )
         proper = (xyxy[..., 2:] > xyxy[..., :2]).all(dim=-1)
         scores = (logits.sigmoid() * proper[..., None]).flatten(1)
         # Zeros fill up where there are fewer pairs than slots, so that no size needs a case of its own.
@@ -234,10 +242,14 @@ class DETRHead(Head):
         split = queries.shape[1] - content.shape[1]
         found = [Prediction(*(field[:, split:] for field in prediction)) for prediction in predictions]
         sets = [proposals, *found]
-        matches = match_predictions([(prediction.logits.detach(), prediction.boxes.detach()) for prediction in sets], objects)
+        matches = match_predictions(
+            [(prediction.logits.detach(), prediction.boxes.detach()) for prediction in sets], objects
+        )
         box_matches = self.match_boxes(matches, objects)
         supervised = [
-            Supervision(prediction, match, box_match, (match >= 0) | ~in_ignore_region(prediction.boxes, targets, image_size))
+            Supervision(
+                prediction, match, box_match, (match >= 0) | ~in_ignore_region(prediction.boxes, targets, image_size)
+            )
             for prediction, match, box_match in zip(sets, matches, box_matches, strict=True)
         ]
         of_noised: list[Supervision] = []
@@ -256,16 +268,18 @@ class DETRHead(Head):
 class DecoderLayer(nn.Module):
     """Base of the decoder layers: attention among queries, attention to the maps, a feed-forward network.
 
-    Subclasses have ``cross_attn`` and say how what it read joins the query.
+    Subclasses say how what was read joins the query.
 
     Args:
         channels: Channels of queries and maps.
         heads: Attention heads; divides ``channels``.
         feedforward: Channels inside the feed-forward network.
+        cross_attn: The attention to the maps.
     """
 
-    def __init__(self, channels: int, heads: int, feedforward: int) -> None:
+    def __init__(self, channels: int, heads: int, feedforward: int, cross_attn: DeformableAttention) -> None:
         super().__init__()
+        self.cross_attn = cross_attn
         self.self_attn = nn.MultiheadAttention(channels, heads, batch_first=True)
         self.norm1 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, feedforward)
@@ -311,7 +325,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (depth - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.last = depth - 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -333,6 +347,11 @@ def score_head(channels: int, num_classes: int) -> nn.Linear:
     head = nn.Linear(channels, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
     return head
+
+
+def no_distributions(boxes: Tensor) -> Tensor:
+    """What a prediction has in place of distributions where boxes ``[B, Q, 4]`` are regressed directly."""
+    return boxes.new_zeros([boxes.shape[0], boxes.shape[1], 4, 0])
 
 
 def make_anchors(grids: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -363,8 +382,3 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logits of probabilities, which are kept ``eps`` away from 0 and 1."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
-
-
-def project_level(level: Level, channels: int) -> ConvNorm:
-    """What brings a feature map to the decoder's channels."""
-    return ConvNorm(level.channels, channels, 1)

@@ -20,11 +20,10 @@ from detframe.models.heads.detr import (
     MLP,
     DecoderLayer,
     DETRHead,
-    Lesson,
     Prediction,
     Supervision,
     inverse_sigmoid,
-    project_level,
+    no_distributions,
     score_head,
 )
 from detframe.models.set_prediction import Objects, corners, matched_boxes, matched_iou, pairs, vote
@@ -111,16 +110,15 @@ class DFINEHead(DETRHead):
         self.register_buffer("up", torch.tensor([offset_bound]))
         self.register_buffer("reg_scale", torch.tensor([offset_scale]))
         width = self.channels
-        self.input_proj = nn.ModuleList(
-            nn.Identity() if level.channels == width else project_level(level, width) for level in levels
-        )
         self.layers = nn.ModuleList(DFINELayer(width, heads, feedforward, self.points) for _ in range(layers))
         self.lqe_layers = nn.ModuleList(LocationQuality(bins) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
-        self.dec_bbox_head = nn.ModuleList(
-            MLP(width, width, 4 * (bins + 1), 3).start_at_zero() for _ in range(layers)
-        )
+        self.dec_bbox_head = nn.ModuleList(MLP(width, width, 4 * (bins + 1), 3).start_at_zero() for _ in range(layers))
         self.pre_bbox_head = MLP(width, width, 4, 3).start_at_zero()
+
+    def make_projection(self, level: Level) -> nn.Module:
+        """What brings a feature map to the decoder's channels: nothing where it has them."""
+        return nn.Identity() if level.channels == self.channels else super().make_projection(level)
 
     def decode(
         self, content: Tensor, boxes: Tensor, memory: Tensor, grids: list[Grid], mask: Tensor | None
@@ -131,7 +129,7 @@ class DFINEHead(DETRHead):
         boxes = boxes.detach()
         reference = boxes
         before = torch.zeros_like(content)
-        distributions = boxes.new_zeros(boxes.shape + (self.bins + 1,))
+        distributions = boxes.new_zeros([boxes.shape[0], boxes.shape[1], 4, self.bins + 1])
         for layer, quality, to_scores, to_sides in zip(  # noqa: B905 - not scriptable
             self.layers, self.lqe_layers, self.dec_score_head, self.dec_bbox_head
         ):
@@ -140,7 +138,7 @@ class DFINEHead(DETRHead):
             scores = to_scores(content).float()
             if len(predictions) == 0:
                 first = (self.pre_bbox_head(content).float() + inverse_sigmoid(boxes)).sigmoid()
-                predictions.append(Prediction(scores, first, first.new_zeros(first.shape + (0,))))
+                predictions.append(Prediction(scores, first, no_distributions(first)))
                 reference = first.detach()
             distributions = distributions + to_sides(content + before).float().unflatten(2, [4, self.bins + 1])
             found = boxes_from_distributions(reference, distributions, values, self.reg_scale)
@@ -150,7 +148,7 @@ class DFINEHead(DETRHead):
         return predictions
 
     def match_boxes(self, matches: Tensor, objects: Objects) -> Tensor:
-        """The object that most layers match a query with: boxes learn from more pairs, and every layer from the same."""
+        """The object that most layers match a query with, for every layer: boxes learn from more pairs."""
         return vote(matches, objects).expand_as(matches)
 
     def loss(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> dict[str, Tensor]:
@@ -221,8 +219,7 @@ class DFINELayer(DecoderLayer):
     """
 
     def __init__(self, channels: int, heads: int, feedforward: int, points: Sequence[int]) -> None:
-        super().__init__(channels, heads, feedforward)
-        self.cross_attn = DeformableAttention(channels, heads, points)
+        super().__init__(channels, heads, feedforward, DeformableAttention(channels, heads, points))
         self.gateway = Gateway(channels)
 
     def join(self, query: Tensor, read: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detframe.models.deformable_attention import Grid, ProjectedDeformableAttention
-from detframe.models.heads.detr import MLP, DecoderLayer, DETRHead, Prediction, inverse_sigmoid, project_level, score_head
+from detframe.models.heads.detr import (
+    MLP,
+    DecoderLayer,
+    DETRHead,
+    Prediction,
+    inverse_sigmoid,
+    no_distributions,
+    score_head,
+)
 from detframe.structures import Level
 
 
@@ -73,7 +81,6 @@ class RTDETRHead(DETRHead):
             giou_weight,
         )
         width = self.channels
-        self.input_proj = nn.ModuleList(project_level(level, width) for level in levels)
         self.layers = nn.ModuleList(RTDETRLayer(width, heads, feedforward, self.points) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
         self.dec_bbox_head = nn.ModuleList(MLP(width, width, 4, 3).start_at_zero() for _ in range(layers))
@@ -92,7 +99,7 @@ class RTDETRHead(DETRHead):
             # The layer before learns from this one's boxes too ("look forward twice", DINO, section 3.5).
             learnt = (change + inverse_sigmoid(before)).sigmoid()
             logits = to_scores(content).float()
-            predictions.append(Prediction(logits, learnt, boxes.new_zeros(boxes.shape + (0,))))
+            predictions.append(Prediction(logits, learnt, no_distributions(boxes)))
             before = (change + inverse_sigmoid(boxes)).sigmoid()
         return predictions
 
@@ -108,8 +115,7 @@ class RTDETRLayer(DecoderLayer):
     """
 
     def __init__(self, channels: int, heads: int, feedforward: int, points: Sequence[int]) -> None:
-        super().__init__(channels, heads, feedforward)
-        self.cross_attn = ProjectedDeformableAttention(channels, heads, points)
+        super().__init__(channels, heads, feedforward, ProjectedDeformableAttention(channels, heads, points))
         self.norm2 = nn.LayerNorm(channels)
 
     def join(self, query: Tensor, read: Tensor) -> Tensor:
