@@ -142,7 +142,7 @@ class DFINEHead(DETRHead):
                 reference = first.detach()
             distributions = distributions + to_sides(content + before).float().unflatten(2, [4, self.bins + 1])
             found = boxes_from_distributions(reference, distributions, values, self.reg_scale)
-            predictions.append(Prediction(scores + quality(distributions), found, distributions))
+            predictions.append(Prediction(scores + quality(distributions, content), found, distributions))
             boxes = found.detach()
             before = content.detach()
         return predictions
@@ -262,9 +262,9 @@ class LocationQuality(nn.Module):
         self.top = min(top, bins + 1)
         self.reg_conf = MLP(4 * (self.top + 1), 64, 1, 2).start_at_zero()
 
-    def forward(self, distributions: Tensor) -> Tensor:
-        """``[B, Q, 4, bins + 1]`` logits in, ``[B, Q, 1]`` out."""
+    def forward(self, distributions: Tensor, content: Tensor) -> Tensor:
+        """``[B, Q, 4, bins + 1]`` float32 logits in, ``[B, Q, 1]`` out; the content gives the type of the weights."""
         largest = distributions.softmax(dim=-1).topk(self.top, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1).flatten(2)
-        quality: Tensor = self.reg_conf(statistics)
+        quality: Tensor = self.reg_conf(statistics.to(content.dtype))
         return quality
