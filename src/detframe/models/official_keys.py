@@ -1,12 +1,29 @@
 """Checkpoints of RT-DETRv2 and D-FINE as their authors publish them, under the keys of our detectors.
 
-The detectors are ``Detector(backbone, neck, head)`` with these parts, whose arguments are to be as in the authors'
-configuration of the file:
+The detectors are ``Detector(backbone, neck, head)`` with these parts and, where nothing is said, their defaults:
 
-- RT-DETRv2: ``TimmBackbone`` with ``resnet50d`` or ``resnet101d``, or ``ResNetVd`` with ``resnet18d`` or ``resnet34d``;
-  ``HybridEncoder``; ``RTDETRHead``.
-- D-FINE: ``TimmBackbone`` with ``hgnetv2_b0`` (N, S), ``hgnetv2_b2`` (M), ``hgnetv2_b4`` (L) or ``hgnetv2_b5`` (X);
-  ``ELANHybridEncoder``; ``DFINEHead``.
+============  ==============  =============================  =================================
+D-FINE        TimmBackbone    ELANHybridEncoder              DFINEHead
+============  ==============  =============================  =================================
+N (strides    ``hgnetv2_b0``  channels 128, expansion 0.34,  layers 3, points [6, 6],
+16 and 32)                    blocks 2, feedforward 512      feedforward 512
+S             ``hgnetv2_b0``  expansion 0.5, blocks 1        layers 3, points [3, 6, 3]
+M             ``hgnetv2_b2``  blocks 2                       layers 4, points [3, 6, 3]
+L             ``hgnetv2_b4``                                 layers 6, points [3, 6, 3]
+X             ``hgnetv2_b5``  channels 384,                  layers 6, points [3, 6, 3],
+                              feedforward 2048               channels 256
+============  ==============  =============================  =================================
+
+============  ==============  =============================  =================================
+RT-DETRv2     Backbone        HybridEncoder                  RTDETRHead
+============  ==============  =============================  =================================
+r18vd         ``ResNetVd``    expansion 0.5                  layers 3
+r34vd         ``ResNetVd``    expansion 0.5                  layers 4
+r50vd_m       ``resnet50d``   expansion 0.5                  layers 6
+r50vd         ``resnet50d``                                  layers 6
+r101vd        ``resnet101d``  channels 384,                  layers 6, channels 256
+                              feedforward 2048
+============  ==============  =============================  =================================
 
 Both were trained on images in 0..1 that nothing was subtracted from: the backbone wants mean 0 and deviation 1. What
 depends on the number of classes C is ``head.enc_score_head`` and ``head.dec_score_head.*`` (C rows of weight and bias)

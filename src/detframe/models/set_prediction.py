@@ -54,6 +54,13 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat((centres - half, centres + half), dim=-1)
 
 
+def in_image(boxes: Tensor, height: int, width: int) -> Tensor:
+    """What of boxes ``[..., 4]``, cxcywh in 0..1, lies in an image: xyxy in pixels."""
+    xyxy = corners(boxes)
+    pixels = torch.stack((xyxy[..., 0::2] * width, xyxy[..., 1::2] * height), dim=-1)  # [..., 2 corners, 2]
+    return clip_boxes(pixels.flatten(-2), height, width)
+
+
 def matching_costs(logits: Tensor, boxes: Tensor, objects: Objects) -> Tensor:
     """What it would cost each prediction to be each object of its image, ``[B, Q, M]``.
 
@@ -183,8 +190,6 @@ def in_ignore_region(boxes: Tensor, targets: Targets, image_size: tuple[int, int
         targets: With the ignored boxes, in input pixels.
         image_size: (height, width) of the input in pixels.
     """
-    height, width = image_size
-    xyxy = corners(boxes.detach()) * boxes.new_tensor([width, height, width, height])
-    xyxy = clip_boxes(xyxy, height, width)
+    xyxy = in_image(boxes.detach(), image_size[0], image_size[1])
     covered = intersection(xyxy, targets.boxes) > box_area(xyxy)[..., None] / 2  # [B, Q, N]
     return (covered & (targets.ignore & targets.valid)[:, None]).any(dim=-1)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detframe.boxes import clip_boxes
 from detframe.models.deformable_attention import DeformableAttention, Grid
 from detframe.models.denoising import attention_mask, noise_objects
 from detframe.models.heads.base import Head
@@ -22,8 +21,8 @@ from detframe.models.set_prediction import (
     Objects,
     box_losses,
     class_loss,
-    corners,
     in_ignore_region,
+    in_image,
     match_predictions,
     pack_objects,
 )
@@ -120,7 +119,7 @@ class DETRHead(Head):
         nn.init.xavier_uniform_(projection.weight)
         self.enc_output = nn.Sequential(OrderedDict(proj=projection, norm=nn.LayerNorm(self.channels)))
         self.enc_score_head = score_head(self.channels, num_classes)
-        self.enc_bbox_head = MLP(self.channels, self.channels, 4, 3).start_at_zero()
+        self.enc_bbox_head = silent(MLP(self.channels, self.channels, 4, 3))
         self.query_pos_head = MLP(4, 2 * self.channels, self.channels, 2)
         for layer in self.query_pos_head.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
@@ -187,11 +186,7 @@ class DETRHead(Head):
 
     def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Detections:
         """The best pairs of query and class, ``detections`` of them."""
-        height, width = image_size
-        xyxy = corners(boxes)
-        xyxy = clip_boxes(
-            torch.stack((xyxy[..., 0::2] * width, xyxy[..., 1::2] * height), -1).flatten(2), height, width
-        )
+        xyxy = in_image(boxes, image_size[0], image_size[1])
         proper = (xyxy[..., 2:] > xyxy[..., :2]).all(dim=-1)
         scores = (logits.sigmoid() * proper[..., None]).flatten(1)
         # Zeros fill up where there are fewer pairs than slots, so that no size needs a case of its own.
@@ -334,12 +329,12 @@ class MLP(nn.Module):
             x = layer(x) if i == self.last else functional.relu(layer(x))
         return x
 
-    @torch.jit.unused
-    def start_at_zero(self) -> "MLP":
-        """Give nothing at first, so that what it corrects starts unchanged."""
-        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
-        return self
+
+def silent(mlp: MLP) -> MLP:
+    """The network with a last layer of zeros: what it corrects starts unchanged."""
+    nn.init.zeros_(mlp.layers[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(mlp.layers[-1].bias)  # type: ignore[arg-type]
+    return mlp
 
 
 def score_head(channels: int, num_classes: int) -> nn.Linear:

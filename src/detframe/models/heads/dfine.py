@@ -25,6 +25,7 @@ from detframe.models.heads.detr import (
     inverse_sigmoid,
     no_distributions,
     score_head,
+    silent,
 )
 from detframe.models.set_prediction import Objects, corners, matched_boxes, matched_iou, pairs, vote
 from detframe.structures import Level, Targets
@@ -90,18 +91,18 @@ class DFINEHead(DETRHead):
         super().__init__(
             levels,
             num_classes,
-            channels,
-            queries,
-            heads,
-            points,
-            denoising,
-            label_noise,
-            box_noise,
-            score_threshold,
-            detections,
-            class_weight,
-            box_weight,
-            giou_weight,
+            channels=channels,
+            queries=queries,
+            heads=heads,
+            points=points,
+            denoising=denoising,
+            label_noise=label_noise,
+            box_noise=box_noise,
+            score_threshold=score_threshold,
+            detections=detections,
+            class_weight=class_weight,
+            box_weight=box_weight,
+            giou_weight=giou_weight,
         )
         self.bins = bins
         self.distribution_weight = distribution_weight
@@ -113,8 +114,8 @@ class DFINEHead(DETRHead):
         self.layers = nn.ModuleList(DFINELayer(width, heads, feedforward, self.points) for _ in range(layers))
         self.lqe_layers = nn.ModuleList(LocationQuality(bins) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
-        self.dec_bbox_head = nn.ModuleList(MLP(width, width, 4 * (bins + 1), 3).start_at_zero() for _ in range(layers))
-        self.pre_bbox_head = MLP(width, width, 4, 3).start_at_zero()
+        self.dec_bbox_head = nn.ModuleList(silent(MLP(width, width, 4 * (bins + 1), 3)) for _ in range(layers))
+        self.pre_bbox_head = silent(MLP(width, width, 4, 3))
 
     def make_projection(self, level: Level) -> nn.Module:
         """What brings a feature map to the decoder's channels: nothing where it has them."""
@@ -260,7 +261,7 @@ class LocationQuality(nn.Module):
     def __init__(self, bins: int, top: int = 4) -> None:
         super().__init__()
         self.top = min(top, bins + 1)
-        self.reg_conf = MLP(4 * (self.top + 1), 64, 1, 2).start_at_zero()
+        self.reg_conf = silent(MLP(4 * (self.top + 1), 64, 1, 2))
 
     def forward(self, distributions: Tensor, content: Tensor) -> Tensor:
         """``[B, Q, 4, bins + 1]`` float32 logits in, ``[B, Q, 1]`` out; the content gives the type of the weights."""

@@ -16,6 +16,7 @@ from detframe.models.heads.detr import (
     inverse_sigmoid,
     no_distributions,
     score_head,
+    silent,
 )
 from detframe.structures import Level
 
@@ -67,23 +68,23 @@ class RTDETRHead(DETRHead):
         super().__init__(
             levels,
             num_classes,
-            channels,
-            queries,
-            heads,
-            points,
-            denoising,
-            label_noise,
-            box_noise,
-            score_threshold,
-            detections,
-            class_weight,
-            box_weight,
-            giou_weight,
+            channels=channels,
+            queries=queries,
+            heads=heads,
+            points=points,
+            denoising=denoising,
+            label_noise=label_noise,
+            box_noise=box_noise,
+            score_threshold=score_threshold,
+            detections=detections,
+            class_weight=class_weight,
+            box_weight=box_weight,
+            giou_weight=giou_weight,
         )
         width = self.channels
         self.layers = nn.ModuleList(RTDETRLayer(width, heads, feedforward, self.points) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
-        self.dec_bbox_head = nn.ModuleList(MLP(width, width, 4, 3).start_at_zero() for _ in range(layers))
+        self.dec_bbox_head = nn.ModuleList(silent(MLP(width, width, 4, 3)) for _ in range(layers))
 
     def decode(
         self, content: Tensor, boxes: Tensor, memory: Tensor, grids: list[Grid], mask: Tensor | None
