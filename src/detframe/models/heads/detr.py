@@ -74,7 +74,7 @@ class DETRHead(Head):
         score_threshold: Scores at or below it are no detections, 0..1.
         detections: Slots for detections of an image.
         class_weight: Weight of the varifocal class loss.
-        box_weight: Weight of the L1 box loss.
+        l1_weight: Weight of the L1 box loss.
         giou_weight: Weight of the GIoU box loss.
 
     Raises:
@@ -95,7 +95,7 @@ class DETRHead(Head):
         score_threshold: float,
         detections: int,
         class_weight: float,
-        box_weight: float,
+        l1_weight: float,
         giou_weight: float,
     ) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class DETRHead(Head):
         self.score_threshold = score_threshold
         self.detections = detections
         self.class_weight = class_weight
-        self.box_weight = box_weight
+        self.l1_weight = l1_weight
         self.giou_weight = giou_weight
 
         self.input_proj = nn.ModuleList(self.make_projection(level) for level in levels)
@@ -217,7 +217,7 @@ class DETRHead(Head):
             distance, giou = box_losses(boxes, box_match, lesson.objects)
             parts["box"].append(distance)
             parts["giou"].append(giou)
-        weights = {"class": self.class_weight, "box": self.box_weight, "giou": self.giou_weight}
+        weights = {"class": self.class_weight, "box": self.l1_weight, "giou": self.giou_weight}
         return {name: weights[name] * torch.stack(values).sum() for name, values in parts.items()}
 
     def prepare(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> Lesson:

@@ -43,7 +43,7 @@ class DFINEHead(DETRHead):
         heads: Attention heads; divides ``channels``.
         points: Points that an attention head reads: a number per level, or one for all.
         feedforward: Channels inside the decoder's feed-forward networks.
-        bins: Bins of the distribution of a side's offset, one less than its values; even.
+        offset_bins: Bins of the distribution of a side's offset, one less than its values; even.
         offset_bound: Where the dense part of the offsets ends, as a share of the box's side.
         offset_scale: What fraction of the box's side the offsets count in.
         denoising: Objects with noise that an image trains on beside its queries, 0 for none.
@@ -52,10 +52,10 @@ class DFINEHead(DETRHead):
         score_threshold: Scores at or below it are no detections, 0..1.
         detections: Slots for detections of an image.
         class_weight: Weight of the varifocal class loss.
-        box_weight: Weight of the L1 box loss.
+        l1_weight: Weight of the L1 box loss.
         giou_weight: Weight of the GIoU box loss.
-        distribution_weight: Weight of the fine-grained localisation loss (FGL).
-        distillation_weight: Weight of the loss by which layers learn from the last one (DDF).
+        fgl_weight: Weight of the fine-grained localisation loss (FGL).
+        ddf_weight: Weight of the loss by which layers learn from the last one (DDF).
 
     Raises:
         ValueError: The levels do not suit the head.
@@ -74,7 +74,7 @@ class DFINEHead(DETRHead):
         heads: int = 8,
         points: int | Sequence[int] = 4,
         feedforward: int = 1024,
-        bins: int = 32,
+        offset_bins: int = 32,
         offset_bound: float = 0.5,
         offset_scale: float = 4.0,
         denoising: int = 100,
@@ -83,10 +83,10 @@ class DFINEHead(DETRHead):
         score_threshold: float = 0.001,
         detections: int = 100,
         class_weight: float = 1.0,
-        box_weight: float = 5.0,
+        l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        distribution_weight: float = 0.15,
-        distillation_weight: float = 1.5,
+        fgl_weight: float = 0.15,
+        ddf_weight: float = 1.5,
     ) -> None:
         super().__init__(
             levels,
@@ -101,20 +101,20 @@ class DFINEHead(DETRHead):
             score_threshold=score_threshold,
             detections=detections,
             class_weight=class_weight,
-            box_weight=box_weight,
+            l1_weight=l1_weight,
             giou_weight=giou_weight,
         )
-        self.bins = bins
-        self.distribution_weight = distribution_weight
-        self.distillation_weight = distillation_weight
+        self.bins = offset_bins
+        self.fgl_weight = fgl_weight
+        self.ddf_weight = ddf_weight
         # Saved with the weights, which mean nothing with others.
         self.register_buffer("up", torch.tensor([offset_bound]))
         self.register_buffer("reg_scale", torch.tensor([offset_scale]))
         width = self.channels
         self.layers = nn.ModuleList(DFINELayer(width, heads, feedforward, self.points) for _ in range(layers))
-        self.lqe_layers = nn.ModuleList(LocationQuality(bins) for _ in range(layers))
+        self.lqe_layers = nn.ModuleList(LocationQuality(offset_bins) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
-        self.dec_bbox_head = nn.ModuleList(silent(MLP(width, width, 4 * (bins + 1), 3)) for _ in range(layers))
+        self.dec_bbox_head = nn.ModuleList(silent(MLP(width, width, 4 * (offset_bins + 1), 3)) for _ in range(layers))
         self.pre_bbox_head = silent(MLP(width, width, 4, 3))
 
     def make_projection(self, level: Level) -> nn.Module:
@@ -153,7 +153,7 @@ class DFINEHead(DETRHead):
         return vote(matches, objects).expand_as(matches)
 
     def loss(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """The parts of :class:`~detframe.models.heads.detr.DETRHead`, and ``distribution`` and ``distillation``."""
+        """The parts of :class:`~detframe.models.heads.detr.DETRHead`, and ``fgl`` and ``ddf``."""
         lesson = self.prepare(features, targets, image_size)
         share = matched_share(lesson.layers[0])
         distribution, distillation = [], []
@@ -166,8 +166,8 @@ class DFINEHead(DETRHead):
         zero = share * 0
         return {
             **self.teach(lesson),
-            "distribution": self.distribution_weight * torch.stack(distribution).sum(),
-            "distillation": self.distillation_weight * torch.stack([zero, *distillation]).sum(),
+            "fgl": self.fgl_weight * torch.stack(distribution).sum(),
+            "ddf": self.ddf_weight * torch.stack([zero, *distillation]).sum(),
         }
 
     def distribution_loss(self, layer: Supervision, reference: Tensor, objects: Objects) -> Tensor:
@@ -254,7 +254,7 @@ class LocationQuality(nn.Module):
     """What the sharpness of a box's distributions adds to its class logits (GFLv2, Li et al., 2021).
 
     Args:
-        bins: See :class:`DFINEHead`.
+        bins: ``offset_bins`` of :class:`DFINEHead`.
         top: How many of the largest probabilities of a side are looked at.
     """
 

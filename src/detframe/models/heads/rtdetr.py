@@ -39,7 +39,7 @@ class RTDETRHead(DETRHead):
         score_threshold: Scores at or below it are no detections, 0..1.
         detections: Slots for detections of an image.
         class_weight: Weight of the varifocal class loss.
-        box_weight: Weight of the L1 box loss.
+        l1_weight: Weight of the L1 box loss.
         giou_weight: Weight of the GIoU box loss.
 
     Raises:
@@ -62,7 +62,7 @@ class RTDETRHead(DETRHead):
         score_threshold: float = 0.001,
         detections: int = 100,
         class_weight: float = 1.0,
-        box_weight: float = 5.0,
+        l1_weight: float = 5.0,
         giou_weight: float = 2.0,
     ) -> None:
         super().__init__(
@@ -78,7 +78,7 @@ class RTDETRHead(DETRHead):
             score_threshold=score_threshold,
             detections=detections,
             class_weight=class_weight,
-            box_weight=box_weight,
+            l1_weight=l1_weight,
             giou_weight=giou_weight,
         )
         width = self.channels
