@@ -256,11 +256,11 @@ class Feed:
 # measurement
 
 
-def step(contender: Contender, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+def step(contender: Contender, optimizer: torch.optim.Optimizer, images: Tensor, targets: Targets) -> float:
     """Train a step and return its seconds."""
     start = time.perf_counter()
     optimizer.zero_grad()
-    contender.loss(batch.images, batch.targets).backward()
+    contender.loss(images, targets).backward()
     optimizer.step()
     return time.perf_counter() - start
 
@@ -279,7 +279,7 @@ def race(contenders: dict[str, Contender], feed: Feed, warmup: int, steps: int) 
         batch = feed.next_batch()
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(step(contenders[name], optimizers[name], batch))
+            seconds[name].append(step(contenders[name], optimizers[name], batch.images, batch.targets))
     return {name: values[warmup:] for name, values in seconds.items()}
 
 
@@ -408,11 +408,16 @@ def by_part(seconds: dict[str, list[float]], batch_size: int) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Processor and versions, for who reads the figures elsewhere."""
+def processor() -> str:
+    """Name of the processor, for who reads the figures elsewhere."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{processor or platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    return named or platform.machine()
+
+
+def machine() -> str:
+    """Processor, version and how busy the machine is."""
+    return f"{processor()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
 
 
 def parse() -> argparse.Namespace:
