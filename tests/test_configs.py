@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.cli import instantiate_module
 
 from detframe.cli import main
 from detframe.data.convert import convert
 from detframe.data.synthetic import write_dataset
+from detframe.structures import empty_targets
+from detframe.training.task import DetectionTask
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+MODELS = sorted(path.name for path in (ROOT / "configs" / "model").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"coco": coco, "voc": folder / "voc"}
 
 
+def train_a_step(arguments: list[str]) -> None:
+    """Train two steps, validate and test, in the current folder."""
+    arguments = ["fit", *arguments, "--data.synthetic", "false", "--data.image_size", "[64, 64]"]
+    arguments += ["--data.batch_size", "2", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    arguments += ["--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false"]
+    assert main(arguments) == 0
+    run = next(Path("runs").glob("*/version_0"))
+    assert (run / "test_metrics.json").is_file()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, about a loader without workers and the like
 @pytest.mark.parametrize("name", CONFIGS)
@@ -31,13 +47,30 @@ def test_a_shipped_configuration_trains_and_tests(
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((ROOT / "configs" / name).read_text())
     root = data["coco" if str(config["data"]["train"]).endswith(".json") else "voc"]
-    arguments = ["fit", "--config", str(ROOT / "configs" / name), "--data.root", str(root), "--data.batch_size", "2"]
-    arguments += ["--data.synthetic", "false", "--data.image_size", "[64, 64]", "--data.group_by", "null"]
+    arguments = ["--config", str(ROOT / "configs" / name), "--data.root", str(root), "--data.group_by", "null"]
     if config["data"].get("crop_size"):
         arguments += ["--data.crop_size", "[64, 64]"]
-    arguments += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
-    arguments += ["--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false"]
-    assert main(arguments) == 0
-    run = next((tmp_path / "runs").glob("*/version_0"))
-    assert (run / "test_metrics.json").is_file()
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    train_a_step(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("-nano.yaml")])
+def test_a_shipped_model_goes_into_a_configuration(
+    name: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = [str(ROOT / "configs" / "quickstart.yaml"), str(ROOT / "configs" / "model" / name)]
+    train_a_step(["--config", configs[0], "--config", configs[1], "--data.root", str(data["coco"])])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("-nano.yaml")])
+def test_a_larger_shipped_model_learns_from_a_batch(name: str) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "model" / name).read_text())["model"]
+    task = instantiate_module(DetectionTask, {"class_names": ["a", "b"], **config})
+    targets = empty_targets(2, 1)._replace(boxes=torch.tensor([[[8.0, 8, 40, 48]]] * 2), valid=torch.ones(2, 1).bool())
+    loss = torch.stack(list(task.train().detector.loss(torch.rand(2, 3, 64, 64), targets).values())).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert [n for n, p in task.named_parameters() if p.requires_grad and p.grad is None] == []

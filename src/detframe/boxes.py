@@ -14,10 +14,12 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Pairwise intersection areas of ``[..., N, 4]`` and ``[..., M, 4]``, ``[..., N, M]`` in square pixels."""
-    top_left = torch.max(boxes1[..., :, None, :2], boxes2[..., None, :, :2])
-    bottom_right = torch.min(boxes1[..., :, None, 2:], boxes2[..., None, :, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0)
-    return overlap[..., 0] * overlap[..., 1]
+    # Coordinate by coordinate: a last dimension of two makes every operator several times as slow.
+    left1, top1, right1, bottom1 = boxes1[..., :, None, :].unbind(-1)  # [..., N, 1]
+    left2, top2, right2, bottom2 = boxes2.transpose(-1, -2).contiguous()[..., None, :].unbind(-3)  # [..., 1, M]
+    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
+    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
+    return width * height
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class TaskAlignedAssigner(Assigner):
         iou = pairwise_iou(targets.boxes, boxes)  # [B, N, A]
         # An object smaller than a cell would hold no point at all: it takes those within half a cell of its centre.
         inside = points_inside(cells.centres, targets.boxes, at_least=cells.strides[:1] / 2) & _live(targets)
-        alignment = _scores_of_objects(scores, targets).pow(self.alpha) * iou.pow(self.beta) * inside
+        alignment = _scores_of_objects(scores.pow(self.alpha), targets) * iou.pow(self.beta) * inside
 
         top = alignment.topk(min(self.top_k, alignment.shape[2]), dim=2).indices
         chosen = torch.zeros_like(inside).scatter_(2, top, True) & inside
@@ -271,10 +271,11 @@ def points_inside(points: Tensor, boxes: Tensor, at_least: Tensor | float = 0.0)
         at_least: Boxes count as reaching at least this many pixels from their centre.
     """
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
-    reach = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=at_least)
-    places = points[None] if points.ndim == 2 else points
-    distance = (places[:, None] - centres[..., None, :]).abs()  # [B, N, A, 2]
-    return (distance <= reach[..., None, :]).all(dim=-1)
+    low, high = torch.minimum(boxes[..., :2], centres - at_least), torch.maximum(boxes[..., 2:], centres + at_least)
+    # Coordinate by coordinate: a last dimension of two makes every operator several times as slow.
+    x, y = points.transpose(-1, -2).contiguous()[..., None, :].unbind(-3)  # [1, A] or [B, 1, A]
+    in_x = (x >= low[..., 0, None]) & (x <= high[..., 0, None])
+    return in_x & (y >= low[..., 1, None]) & (y <= high[..., 1, None])
 
 
 def _live(targets: Targets) -> Tensor:

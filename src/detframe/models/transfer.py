@@ -17,6 +17,7 @@ from torchvision.models import Weights, WeightsEnum, get_model_weights, get_weig
 from torchvision.models import detection as torchvision_detection
 
 from detframe.models.detector import Detector
+from detframe.models.official_keys import from_dfine, from_rtdetrv2
 
 _WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", "retinanet_resnet50_fpn_coco-eeacb38b.pth")
 """Files whose batch norms were trained with an epsilon of 0, which torchvision sets when it loads them."""
@@ -139,9 +140,10 @@ def read_pretrained(source: str) -> Pretrained:
     """Read weights and bring them under a detector's names.
 
     Args:
-        source: A file (a checkpoint of detframe; a state dictionary of torchvision's Faster R-CNN, RetinaNet or FCOS),
-            or the name of torchvision's weights, as ``FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1``, which torchvision
-            then downloads.
+        source: A file (a checkpoint of detframe; a state dictionary of torchvision's Faster R-CNN, RetinaNet or FCOS; a
+            checkpoint of RT-DETRv2 or D-FINE by their authors, of which one with 80 classes is taken for COCO's), or
+            the name of torchvision's weights, as ``FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1``, which torchvision then
+            downloads.
 
     Raises:
         ValueError: There is no such file or name, or it holds something else.
@@ -161,8 +163,16 @@ def read_pretrained(source: str) -> Pretrained:
     if isinstance(content, Mapping) and any(key.startswith(("roi_heads.", "head.")) for key in content):
         known = {weights.url.rsplit("/", 1)[-1]: weights for weights in _torchvision_weights()}
         return from_torchvision(source, content, known.get(path.name))
+    for read in (from_dfine, from_rtdetrv2):
+        try:
+            state = read(content)
+        except (AttributeError, ValueError):
+            continue
+        coco = len(state.get("head.enc_score_head.bias", ())) == len(coco_names())
+        return Pretrained(source, state, coco_names() if coco else None)
     raise ValueError(
-        f"init_from: {source} is neither a checkpoint of detframe nor a state dictionary of torchvision's detectors."
+        f"init_from: {source} is neither a checkpoint of detframe, nor a state dictionary of torchvision's detectors, "
+        "nor a checkpoint of RT-DETRv2 or D-FINE."
     )
 
 
@@ -183,6 +193,12 @@ def from_torchvision(source: str, state: Mapping[str, Tensor], weights: Weights 
         two_stage = any(key.startswith("roi_heads.") for key in state)
         names = list(weights.meta["categories"])[1 if two_stage else 0 :]  # the others count the background as a class
     return Pretrained(source, renamed, names)
+
+
+def coco_names() -> list[str]:
+    """COCO's 80 classes in order, as torchvision names them."""
+    categories = get_weight("FCOS_ResNet50_FPN_Weights.COCO_V1").meta["categories"]
+    return [name for name in categories if name not in ("__background__", "N/A")]
 
 
 def _renamed(key: str) -> str:

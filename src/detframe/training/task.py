@@ -45,8 +45,9 @@ class DetectionTask(LightningModule):
             0.05.
         backbone_lr_factor: The backbone's learning rate as a share of the others'.
         init_from: Pretrained detector to begin from: a checkpoint of detframe, also one with other classes (what
-            belongs to a class goes by its name); a file of torchvision's Faster R-CNN, RetinaNet or FCOS; or the name
-            of torchvision's weights, such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, which torchvision downloads.
+            belongs to a class goes by its name); a file of torchvision's Faster R-CNN, RetinaNet or FCOS, or of the
+            authors' RT-DETRv2 or D-FINE; or the name of torchvision's weights, such as
+            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, which torchvision downloads.
         warmup_steps: Optimizer steps in which the learning rate rises; then it falls along a cosine.
         image_size: (height, width) of the input in pixels, taken from the data by the CLI and remembered for who uses
             the checkpoint; the network takes any size.

@@ -220,6 +220,15 @@ class DETRHead(Head):
         weights = {"class": self.class_weight, "box": self.l1_weight, "giou": self.giou_weight}
         return {name: weights[name] * torch.stack(values).sum() for name, values in parts.items()}
 
+    def class_rows(self, num_classes: int) -> dict[str, Tensor]:
+        """Every layer that scores has a row per class, as has the embedding of noised objects."""
+        rows = torch.arange(num_classes)[:, None]
+        return {
+            name: rows
+            for name, _ in self.named_parameters()
+            if "score_head." in name or name.startswith("denoising_class_embed.")
+        }
+
     def prepare(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> Lesson:
         """Predict, and find out what each prediction is to learn."""
         memory, grids = self.embed(features, image_size)
