@@ -1,6 +1,7 @@
 """Every shipped YAML trains a step, on drawn images in the format that it asks for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from lightning.pytorch.cli import instantiate_module
 from detframe.cli import main
 from detframe.data.convert import convert
 from detframe.data.synthetic import write_dataset
+from detframe.models.assigners import ATSSAssigner
+from detframe.models.heads.dense import DenseHead
 from detframe.structures import empty_targets
 from detframe.training.task import DetectionTask
 
@@ -74,3 +77,41 @@ def test_a_larger_shipped_model_learns_from_a_batch(name: str) -> None:
     loss.backward()
     assert loss.isfinite()
     assert [n for n, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_recipe_is_a_matter_of_configuration(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe: dict[str, Any] = {
+        "data": {"multi_scale": [0.5, 1.5]},
+        "model": {"cycles": 2, "layer_decay": 0.8, "head": {"class_path": "detframe.models.heads.dense.DenseHead"}},
+        "trainer": {
+            "accumulate_grad_batches": 2,
+            "callbacks": [
+                {"class_path": "BatchSizeFinder", "init_args": {"max_trials": 1, "steps_per_trial": 1}},
+                {"class_path": "LearningRateFinder", "init_args": {"num_training_steps": 20}},
+                {"class_path": "EMAWeightAveraging"},
+            ],
+        },
+    }
+    recipe["model"]["backbone"] = {
+        "class_path": "detframe.models.backbones.TimmBackbone",
+        "init_args": {"name": "test_vit", "grad_checkpointing": True, "drop_path_rate": 0.1},
+    }
+    recipe["model"]["neck"] = {"class_path": "detframe.models.necks.SimpleFeaturePyramid"}
+    recipe["model"]["head"]["init_args"] = {
+        "assigner": {"class_path": "detframe.models.assigners.ATSSAssigner", "init_args": {"top_k": 5}}
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    train_a_step(
+        ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", str(path), "--data.root", str(data["coco"])]
+    )
+    run = next(Path("runs").glob("*/version_0"))
+    task = DetectionTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+    assert isinstance(task.detector.head, DenseHead)
+    assert isinstance(task.detector.head.assigner, ATSSAssigner)
+    assert task.detector.head.assigner.top_k == 5

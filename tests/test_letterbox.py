@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detframe.letterbox import letterbox, letterbox_size, to_input, to_original
+from detframe.letterbox import letterbox, letterbox_size, resize_batch, to_input, to_original
+from detframe.structures import Batch, Targets
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(320, 320), (256, 320), (97, 33)]))
@@ -46,3 +47,22 @@ def test_an_image_of_the_target_size_is_left_alone(stretch: bool) -> None:
     resized, transform = letterbox(image, 32, 48, stretch)
     assert torch.equal(resized, image)
     assert transform.tolist() == [1, 1, 0, 0]
+
+
+def test_a_batch_in_another_size_keeps_boxes_on_what_they_show() -> None:
+    images = torch.zeros(1, 3, 64, 96)
+    images[:, :, 16:32, 24:48] = 1
+    boxes = torch.tensor([[[24.0, 16, 48, 32]]])
+    no, one = torch.zeros(1, 1, dtype=torch.bool), torch.ones(1, 1, dtype=torch.int64)
+    transform = torch.tensor([[0.5, 0.5, 4.0, 8.0]])
+    batch = Batch(images, Targets(boxes, one, no, ~no), boxes, one.float(), one, one[0], one, transform)
+    found = resize_batch(batch, 96, 192)
+    assert found.images.shape == (1, 3, 96, 192)
+    x1, y1, x2, y2 = found.targets.boxes[0, 0].int().tolist()
+    assert (x1, y1, x2, y2) == (48, 24, 96, 48)
+    assert found.images[0, 0, y1 + 1 : y2 - 1, x1 + 2 : x2 - 2].min() > 0.9
+    assert found.images[0, 0, : y1 - 2].max() == 0
+    original = to_original(boxes[0], transform, torch.tensor([[200, 300]]))
+    torch.testing.assert_close(
+        to_original(found.targets.boxes[0], found.transforms, torch.tensor([[200, 300]])), original
+    )

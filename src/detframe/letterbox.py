@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detframe.structures import Batch
+
 PAD_VALUE = 114
 """Grey of the letterbox margin, 0..255: near the mean of natural images, the value that detectors commonly pad with."""
 
@@ -53,6 +55,26 @@ def to_input(boxes: Tensor, transforms: Tensor) -> Tensor:
     scale = transforms[..., None, :2]
     offset = transforms[..., None, 2:]
     return boxes * torch.cat((scale, scale), dim=-1) + torch.cat((offset, offset), dim=-1)
+
+
+def resize_batch(batch: Batch, height: int, width: int) -> Batch:
+    """A batch of float images in another size: pixels, target boxes and the transforms from the original.
+
+    Args:
+        batch: Images ``[B, 3, H, W]``.
+        height: Of the result in pixels.
+        width: Likewise.
+    """
+    down, across = height / batch.images.shape[2], width / batch.images.shape[3]
+    scale = batch.transforms.new_tensor([across, down, across, down])
+    smaller = min(down, across) < 1
+    return batch._replace(
+        images=functional.interpolate(
+            batch.images, size=(height, width), mode="bilinear", align_corners=False, antialias=smaller
+        ),
+        targets=batch.targets._replace(boxes=batch.targets.boxes * scale),
+        transforms=batch.transforms * scale,  # scales and offsets alike
+    )
 
 
 def to_original(boxes: Tensor, transforms: Tensor, original_sizes: Tensor) -> Tensor:

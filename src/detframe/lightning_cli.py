@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateMonitor, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -123,6 +123,25 @@ class DetframeCLI(LightningCLI):
             keys[:] = [key for key in keys if key not in ("best_checkpoint", "last_checkpoint")]
         return super().instantiate_trainer(**kwargs)
 
+    def _remove_what_only_training_needs(self) -> None:
+        """Take off callbacks that would change what is evaluated.
+
+        Averaging would put the weights as they were trained in the place of the averaged ones that the checkpoint
+        holds; Lightning's search for a batch size would leave a file of its own as the checkpoint that is named.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [
+            callback for callback in callbacks if not isinstance(callback, WeightAveraging | BatchSizeFinder)
+        ]
+
+    def before_validate(self) -> None:
+        """Evaluate the checkpoint as it is."""
+        self._remove_what_only_training_needs()
+
+    def before_test(self) -> None:
+        """Evaluate the checkpoint as it is."""
+        self._remove_what_only_training_needs()
+
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last where none was validated."""
         if not self._get(self.config, "test_after_fit") or self.datamodule.splits["test"] is None:
@@ -135,9 +154,7 @@ class DetframeCLI(LightningCLI):
             rank_zero_info("There is no checkpoint to test.")
             return
         rank_zero_info(f"Testing {checkpoint}")
-        # They would put the weights as they were trained in the place of the averaged ones that the checkpoint holds.
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
+        self._remove_what_only_training_needs()
         self.trainer.test(
             self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
         )

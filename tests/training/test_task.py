@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.tuner import Tuner
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from detframe.models.backbones import TimmBackbone
 from detframe.models.heads.dense import DenseHead
-from detframe.models.necks import FPN
+from detframe.models.necks import FPN, SimpleFeaturePyramid
 from detframe.structures import Batch, Targets
 from detframe.training.schedules import warmup_cosine
 from detframe.training.task import DetectionTask, class_path_of, parameter_groups
@@ -104,6 +105,43 @@ def test_norms_and_biases_do_not_decay_and_the_backbone_is_slower() -> None:
         assert decays == {"weight_decay" not in group}
     backbone = {id(parameter) for parameter in task.detector.backbone.parameters()}
     assert all((group["lr_factor"] == 0.5) == (id(group["params"][0]) in backbone) for group in groups)
+
+
+def test_the_learning_rate_falls_layer_by_layer_in_a_transformer() -> None:
+    backbone, neck = partial(TimmBackbone, name="test_vit"), partial(SimpleFeaturePyramid, channels=16)
+    task = DetectionTask(class_names=["nut"], backbone=backbone, neck=neck, layer_decay=0.5)
+    factors = {
+        id(p): group["lr_factor"] for group in parameter_groups(task.detector, 0.3, 0.5) for p in group["params"]
+    }
+    named = {name: factors[id(parameter)] for name, parameter in task.detector.named_parameters()}
+    body = "backbone.body.model."
+    first, last = (named[f"{body}blocks.{i}.attn.qkv.weight"] for i in (0, 1))
+    assert first < last <= 0.3
+    assert first == last * 0.5
+    assert named[f"{body}patch_embed.proj.weight"] == first * 0.5
+    assert {factor for name, factor in named.items() if not name.startswith("backbone.")} == {1.0}
+    with pytest.raises(ValueError, match="test_resnet does not say how deep"):
+        parameter_groups(make_task().detector, 0.3, 0.5)
+
+
+def test_cycles_restart_at_the_height() -> None:
+    factors = [warmup_cosine(step, 100, 0, cycles=4) for step in range(101)]
+    assert [step for step in range(100) if factors[step] == 1] == [0, 25, 50, 75]
+    assert factors[100] == pytest.approx(0.01)
+
+
+def test_a_found_learning_rate_reaches_the_schedule(tmp_path: Path) -> None:
+    """Lightning's finder sets the attribute after the schedule was made, which would else keep its own."""
+    task = make_task(backbone_lr_factor=0.5, warmup_steps=0)
+    one = trainer(tmp_path, max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Tuner(one).lr_find(task, loader(*[make_batch()] * 25), num_training=20, min_lr=1e-5)
+        assert found is not None
+        one.fit(task, loader(*[make_batch()] * 25))
+    assert task.learning_rate == found.suggestion()
+    schedule = task.lr_schedulers()
+    assert sorted(set(schedule.base_lrs)) == pytest.approx([task.learning_rate / 2, task.learning_rate])  # type: ignore[operator, union-attr]
 
 
 def test_warm_up_rises_and_the_cosine_ends_low() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
@@ -21,6 +22,7 @@ from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 from detframe.data.unlabelled import read_images
+from detframe.letterbox import resize_batch
 from detframe.structures import Batch
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class DetectionDataModule(LightningDataModule):
         crop_size: Train on random windows of this (height, width) at native scale instead of on resized images.
         stretch: Fill ``image_size`` instead of keeping the aspect ratio with a grey margin. null is what the checkpoint
             was trained with, or false in a new training.
+        multi_scale: Range of a random factor by which the size of each training batch differs, such as (0.75, 1.25),
+            in steps of 32 pixels; null trains at one size.
         batch_size: Images per step and process.
         num_workers: Loader processes; 0 loads in the training process. null takes as many as there are cores, up to 8,
             where an accelerator does the training, and none where the CPU does and would wait for them.
@@ -67,6 +71,7 @@ class DetectionDataModule(LightningDataModule):
         image_size: tuple[int, int] | None = None,
         crop_size: tuple[int, int] | None = None,
         stretch: bool | None = None,
+        multi_scale: tuple[float, float] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
         augmentation: Callable[[Batch], Batch] | None = None,
@@ -84,6 +89,7 @@ class DetectionDataModule(LightningDataModule):
         self.image_size = image_size or (320, 320)
         self.crop_size = crop_size
         self.stretch = bool(stretch)
+        self.multi_scale = multi_scale
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augmentation = augmentation
@@ -215,8 +221,12 @@ class DetectionDataModule(LightningDataModule):
         if batch is None:
             return None
         batch = batch._replace(images=batch.images.float() / 255)
-        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        if self.augmentation is not None:
             batch = self.augmentation(batch)
+        if self.multi_scale is not None:
+            batch = resize_batch(batch, *scaled_size(batch.images.shape[2], batch.images.shape[3], self.multi_scale))
         return batch
 
     def report_skipped(self) -> list[str]:
@@ -226,6 +236,13 @@ class DetectionDataModule(LightningDataModule):
             rank = self.trainer.global_rank if self.trainer is not None and self.trainer.world_size > 1 else None
             _log.warning(rank_prefixed_message(f"{len(notes)} images were skipped:\n" + "\n".join(notes), rank))
         return notes
+
+
+def scaled_size(height: int, width: int, scales: tuple[float, float], multiple: int = 32) -> tuple[int, int]:
+    """A random size about ``height`` x ``width`` in whole multiples, both sides by the same factor of the range."""
+    factor = scales[0] + (scales[1] - scales[0]) * float(torch.rand(()))
+    rows, columns = (max(1, round(side * factor / multiple)) * multiple for side in (height, width))
+    return rows, columns
 
 
 def _usable_cores() -> int:

@@ -10,7 +10,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import freeze_batch_norm_2d
-from timm.models import load_state_dict
+from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -41,6 +41,15 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps ``[B, channels, H / stride, W / stride]`` of normalised images ``[B, 3, H, W]``."""
         raise NotImplementedError
+
+    @torch.jit.unused
+    def parameter_depths(self) -> dict[str, int]:
+        """How deep each parameter lies, 0 first: by that the learning rate may decay towards the input.
+
+        Raises:
+            ValueError: The network does not say.
+        """
+        raise ValueError(f"The backbone {self.name} does not say how deep its layers lie: leave `layer_decay` at 1.")
 
 
 class TimmBackbone(Backbone):
@@ -119,6 +128,15 @@ class TimmBackbone(Backbone):
         if self.channels_last:
             return [feature.permute(0, 3, 1, 2) for feature in features]
         return features
+
+    @torch.jit.unused
+    def parameter_depths(self) -> dict[str, int]:
+        """Depths as timm's model groups its layers, see :class:`Backbone`."""
+        model = getattr(self.body, "model", None)  # only extractors of transformers keep the whole model
+        if model is None or not hasattr(model, "group_matcher"):
+            return super().parameter_depths()
+        groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        return {f"body.model.{name}": int(depth) for name, depth in groups.items()}
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Switch to training, frozen batch norms excepted."""

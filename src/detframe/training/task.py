@@ -48,7 +48,12 @@ class DetectionTask(LightningModule):
             belongs to a class goes by its name); a file of torchvision's Faster R-CNN, RetinaNet or FCOS, or of the
             authors' RT-DETRv2 or D-FINE; or the name of torchvision's weights, such as
             ``FCOS_ResNet50_FPN_Weights.COCO_V1``, which torchvision downloads.
+        layer_decay: Factor of the learning rate from each layer of the backbone to the one before it, for vision
+            transformers, such as 0.75 (BEiT); 1 is none.
+        learning_rate: Takes the place of the optimizer's; it is what Lightning's ``LearningRateFinder`` sets.
         warmup_steps: Optimizer steps in which the learning rate rises; then it falls along a cosine.
+        cycles: Cosines in the run: with more than one the learning rate restarts at its height (SGDR).
+        compile: Compile backbone and neck with ``torch.compile``: minutes at the start, faster steps on a GPU.
         image_size: (height, width) of the input in pixels, taken from the data by the CLI and remembered for who uses
             the checkpoint; the network takes any size.
         stretch: Whether images were stretched to it instead of letterboxed, likewise.
@@ -66,7 +71,11 @@ class DetectionTask(LightningModule):
         optimizer: OptimizerFactory | None = None,
         init_from: str | None = None,
         backbone_lr_factor: float = 0.3,
+        layer_decay: float = 1.0,
+        learning_rate: float | None = None,
         warmup_steps: int = 100,
+        cycles: int = 1,
+        compile: bool = False,
         image_size: tuple[int, int] = (320, 320),
         stretch: bool = False,
     ) -> None:
@@ -88,7 +97,11 @@ class DetectionTask(LightningModule):
                 "optimizer": class_path_of(optimizer) if optimizer else None,
                 "init_from": None,  # a checkpoint holds the weights, and must load where that file is not
                 "backbone_lr_factor": backbone_lr_factor,
+                "layer_decay": layer_decay,
+                "learning_rate": learning_rate,
                 "warmup_steps": warmup_steps,
+                "cycles": cycles,
+                "compile": compile,
                 "image_size": list(image_size),
                 "stretch": stretch,
             }
@@ -99,7 +112,11 @@ class DetectionTask(LightningModule):
         # trainer, which cannot be copied where there are several processes.
         self.make_optimizer: OptimizerFactory = lambda groups: make_optimizer(groups)
         self.backbone_lr_factor = backbone_lr_factor
+        self.layer_decay = layer_decay
+        self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
+        self.cycles = cycles
+        self.compiled = compile
         self.detector = build_detector(backbone, neck, head, len(self.class_names))
         if init_from is not None:
             rank_zero_info(f"{init_from}: {initialise(self.detector, self.class_names, init_from)}.")
@@ -187,14 +204,22 @@ class DetectionTask(LightningModule):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own type has nine alternatives
         """Optimizer with the backbone's groups slowed and no decay on norms and biases, and the schedule by step."""
-        groups = parameter_groups(self.detector, self.backbone_lr_factor)
-        optimizer = self.make_optimizer([{k: v for k, v in group.items() if k != "lr_factor"} for group in groups])
-        for built, group in zip(optimizer.param_groups, groups, strict=True):
-            built["lr"] *= group["lr_factor"]
+        groups = parameter_groups(self.detector, self.backbone_lr_factor, self.layer_decay)
+        optimizer = self.make_optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] = (self.learning_rate or group["lr"]) * group["lr_factor"]
         total = int(self.trainer.estimated_stepping_batches)
         warmup = min(self.warmup_steps, total // 10)  # a short trial run must not be all warm-up
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup))
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup, self.cycles))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let a rate that ``LearningRateFinder`` found reach the schedule, which keeps the one that it began with."""
+        if self.learning_rate is None:
+            return
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        schedule.base_lrs = [self.learning_rate * group["lr_factor"] for group in optimizer.param_groups]  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
         """Refuse data whose labels mean other classes than the detector's: every figure would be false.
@@ -205,6 +230,10 @@ class DetectionTask(LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if stage != "predict" and datamodule is not None:
             self._require_classes(datamodule.class_names, "data")
+        if stage == "fit" and self.compiled:
+            # In place, so that names in checkpoints stay; the head's loss has shapes that change with the targets.
+            self.detector.backbone.compile()
+            self.detector.neck.compile()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of a detector with other classes, as :meth:`setup` does with data."""
@@ -226,27 +255,35 @@ class DetectionTask(LightningModule):
         checkpoint["hyper_parameters"] = {**parameters, "backbone": backbone}
 
 
-def parameter_groups(detector: Detector, backbone_lr_factor: float) -> list[dict[str, Any]]:
+def parameter_groups(detector: Detector, backbone_lr_factor: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Parameters that train, apart by learning rate and by decay: none on norms and biases (Bag of Tricks, 3.1).
+
+    Args:
+        detector: Whose parameters.
+        backbone_lr_factor: Learning rate of the backbone as a share of the others'.
+        layer_decay: Further factor from each layer of the backbone to the one before it; 1 is none.
 
     Returns:
         Groups with ``params``, ``lr_factor`` and, where there is none, ``weight_decay`` 0.
+
+    Raises:
+        ValueError: The backbone does not say how deep its layers lie, which ``layer_decay`` asks for.
     """
-    groups: list[dict[str, Any]] = []
-    for of_backbone in (True, False):
-        for decays in (True, False):
-            parameters = [
-                parameter
-                for name, parameter in detector.named_parameters()
-                if parameter.requires_grad
-                and name.startswith("backbone.") == of_backbone
-                and (parameter.ndim > 1) == decays
-            ]
-            if parameters:
-                factor = backbone_lr_factor if of_backbone else 1.0
-                group: dict[str, Any] = {"params": parameters, "lr_factor": factor}
-                groups.append(group if decays else {**group, "weight_decay": 0.0})
-    return groups
+    depths = detector.backbone.parameter_depths() if layer_decay != 1 else {}
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0
+        if name.startswith("backbone."):
+            above = deepest - depths.get(name.removeprefix("backbone."), deepest)
+            factor = backbone_lr_factor * layer_decay**above
+        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor, **({} if decays else {"weight_decay": 0.0})}
+        for (factor, decays), parameters in groups.items()
+    ]
 
 
 def class_path_of(factory: Callable[..., Any]) -> dict[str, Any]:
