@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class Level(NamedTuple):
@@ -36,6 +37,10 @@ class Detections(NamedTuple):
     scores: Tensor  # [B, K] float32, 0..1, descending
     labels: Tensor  # [B, K] int64, 0..C-1
     valid: Tensor  # [B, K] bool, False in the slots that are not used
+
+
+# What torch.export needs to write a program that returns them; torch has no public name for it.
+_pytree._register_namedtuple(Detections, serialized_type_name="detframe.structures.Detections")
 
 
 class Batch(NamedTuple):
