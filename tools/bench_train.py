@@ -10,8 +10,8 @@ Weights are random; nothing is downloaded.
 
 Contenders:
 
-    detframe     efficientnet_lite0, FPN of 64 channels, DenseHead: the defaults of DetectionTask
-    fcos         torchvision's FCOS on timm's efficientnet_lite0, P3 to P7 of 256 channels as is usual there
+    detframe     the dense nano of configs/model: mobilenetv4_conv_small, FPN of 64 channels, DenseHead
+    fcos         torchvision's FCOS on timm's mobilenetv4_conv_small, P3 to P7 of 256 channels as is usual there
     retinanet    torchvision's RetinaNet on the same
     fasterrcnn   torchvision's Faster R-CNN on the same backbone, P2 to P5 and a pooled level
     yolo11n      YOLO11n with its own loss, where the package `ultralytics` is installed. That is AGPL-3.0: detframe
@@ -61,7 +61,7 @@ from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN
 from detframe.structures import Batch, Targets
 
-BACKBONE = "efficientnet_lite0"
+BACKBONE = "mobilenetv4_conv_small"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 PARTS = (
@@ -88,7 +88,7 @@ class Contender(NamedTuple):
 
 
 def make_detframe(classes: int, size: int) -> Contender:
-    """The dense nano detector, as DetectionTask builds it from its defaults."""
+    """The dense nano detector."""
     backbone = TimmBackbone(BACKBONE)
     neck = FPN(backbone.levels)
     detector = Detector(backbone, neck, DenseHead(neck.levels, classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import re
 import sys
@@ -31,6 +32,7 @@ from detframe.training.task import CheckpointError, DetectionTask
 LINKS = {"class_names": "data.class_names", "image_size": "data.image_size", "stretch": "data.stretch"}
 """Arguments of the task that the data decides, and what they are taken from."""
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _VERBS = ("fit", "validate", "test", "predict")
 _MESSAGE_LENGTH = 600
 _CAUSES = (
@@ -134,6 +136,11 @@ class DetframeCLI(LightningCLI):
             callback for callback in callbacks if not isinstance(callback, WeightAveraging | BatchSizeFinder)
         ]
 
+    def before_fit(self) -> None:
+        """Speed up training on a CPU."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+
     def before_validate(self) -> None:
         """Evaluate the checkpoint as it is."""
         self._remove_what_only_training_needs()
@@ -191,6 +198,18 @@ def run(arguments: list[str]) -> int:
     except (DataError, ImageError, CheckpointError, FloatingPointError, MisconfigurationException) as error:
         fail(str(error))
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that a step frees for the next one; elsewhere nothing happens.
+
+    By default it hands large blocks, as feature maps are, back to the system, which has to clear them when they are
+    asked for again: of a training step on a CPU a third of the time.
+    """
+    allocator = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if allocator is not None and hasattr(allocator, "mallopt"):
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+            allocator.mallopt(option, value)
 
 
 def fail(message: str) -> NoReturn:

@@ -21,8 +21,9 @@ def build(name: str = "resnet18", classes: int = 3, **options: object) -> Detect
     return Detector(backbone, neck, DenseHead(neck.levels, classes, width=32))
 
 
-def test_nano_is_small_enough_for_a_cpu() -> None:
-    backbone = TimmBackbone("efficientnet_lite0")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv4_conv_small"])  # the default, and the preset
+def test_nano_is_small_enough_for_a_cpu(name: str) -> None:
+    backbone = TimmBackbone(name)
     neck = FPN(backbone.levels)
     detector = Detector(backbone, neck, DenseHead(neck.levels, 80)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
