@@ -248,8 +248,8 @@ def require_yaml(arguments: list[str]) -> None:
     named += [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--config=")]
     for path in (Path(name) for name in named):
         try:
-            if path.is_file():
-                yaml.safe_load(path.read_text(encoding="utf-8"))
+            if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) is None:
+                raise ValueError("it is empty")
         except (yaml.YAMLError, ValueError) as error:
             raise ArgumentError(None, f"{path}: is no valid YAML ({' '.join(str(error).split())}).") from error
 

@@ -118,6 +118,7 @@ MODELS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_torchvision_weights_give_torchvisions_detections(name: str) -> None:
+    torch.manual_seed(0)
     model, detector = MODELS[name]()
     if name.startswith("faster_rcnn"):
         # RoIAlign reads other values beyond the border, which only proposals narrower than a cell reach.
@@ -142,8 +143,12 @@ def test_torchvision_weights_give_torchvisions_detections(name: str) -> None:
         count = int(real.sum())
         assert count > 20
         torch.testing.assert_close(found.scores[i][:count], image["scores"][real], atol=1e-4, rtol=0)
-        torch.testing.assert_close(found.boxes[i][:count], image["boxes"][real], atol=1e-2, rtol=1e-4)
-        assert (found.labels[i][:count] + shift).tolist() == image["labels"][real].tolist()
+        # As sets, since scores that are nearly the same may come in either order; the last may fall out by a tie.
+        last = image["scores"][real][-1]
+        same = (torch.cdist(found.boxes[i], image["boxes"][real], p=torch.inf) < 1e-2) & found.valid[i][:, None]
+        same &= found.labels[i][:, None] + shift == image["labels"][real]
+        same &= (found.scores[i][:, None] - image["scores"][real]).abs() < 1e-4
+        assert same.any(dim=0)[image["scores"][real] > last + 1e-4].all()
 
 
 def small(names: list[str], head: Callable[[list[Level], int], Head] = DenseHead) -> Detector:

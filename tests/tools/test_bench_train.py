@@ -130,8 +130,8 @@ def test_the_command_measures_side_by_side(
     monkeypatch.setattr(bench, "write_dataset", lambda root, train, val, test, seed: write_dataset(root, 4, 1, 1, seed))
     bench.main()
     table = capsys.readouterr().out
-    assert "| detframe | 3.57 |" in table
-    assert "| fcos | 10.95 |" in table
+    assert "| detframe | 1.92 |" in table
+    assert "| fcos | 9.42 |" in table
     content = json.loads(out.read_text())
     assert {name: len(values) for name, values in content["step_seconds"].items()} == {"detframe": 2, "fcos": 2}
     assert list(content["part_seconds"]) == list(bench.PARTS)
