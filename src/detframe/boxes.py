@@ -22,13 +22,18 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return width * height
 
 
+def overlap_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairwise areas of intersection and union of ``[..., N, 4]`` and ``[..., M, 4]``, both ``[..., N, M]``."""
+    overlap = intersection(boxes1, boxes2)
+    return overlap, box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - overlap
+
+
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Pairwise IoU of ``[..., N, 4]`` and ``[..., M, 4]``, ``[..., N, M]`` in 0..1; 0 where both boxes are empty.
 
     torchvision's ``box_iou`` takes no leading dimensions and divides by zero on padding rows.
     """
-    overlap = intersection(boxes1, boxes2)
-    union = box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - overlap
+    overlap, union = overlap_and_union(boxes1, boxes2)
     return overlap / union.clamp(min=torch.finfo(overlap.dtype).tiny)
 
 

@@ -32,13 +32,18 @@ def grid_cells(features: list[Tensor], strides: list[int], offset: float) -> Cel
     counts: list[int] = []
     for i, stride in enumerate(strides):
         height, width = features[i].shape[2], features[i].shape[3]
-        x = (torch.arange(width, device=features[i].device) + offset) * stride
-        y = (torch.arange(height, device=features[i].device) + offset) * stride
-        grid = torch.stack((x.repeat(height), y[:, None].expand(-1, width).flatten()), dim=-1).float()
+        grid = grid_positions(height, width, offset, features[i].device) * stride
         centres.append(grid)
         sizes.append(torch.full_like(grid[:, 0], float(stride)))
         counts.append(height * width)
     return Cells(torch.cat(centres), torch.cat(sizes), counts)
+
+
+def grid_positions(height: int, width: int, offset: float, device: torch.device) -> Tensor:
+    """Places ``[height * width, 2]``, (x, y) in cells, row by row; ``offset`` cells from each upper left corner."""
+    x = torch.arange(width, device=device) + offset
+    y = torch.arange(height, device=device) + offset
+    return torch.stack((x.repeat(height), y[:, None].expand(-1, width).flatten()), dim=-1)
 
 
 def base_anchors(strides: list[int], scales: list[float], aspect_ratios: list[float]) -> Tensor:

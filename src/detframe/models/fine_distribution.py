@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detframe.models.losses import two_bin_cross_entropy
+
 
 def offset_values(bins: int, bound: Tensor, scale: Tensor) -> Tensor:
     """Offsets W(n) that the bins stand for, ``[bins + 1]``: dense around 0, sparse further out (D-FINE, section 4.1).
@@ -65,10 +67,7 @@ def fine_grained_loss(distributions: Tensor, offsets: Tensor, values: Tensor) ->
     """
     left = (torch.searchsorted(values, offsets.contiguous(), right=True) - 1).clamp(0, len(values) - 2)
     share = ((offsets - values[left]) / (values[left + 1] - values[left])).clamp(0, 1)  # of the right bin
-    log_probability = distributions.log_softmax(dim=-1)
-    at_left = log_probability.gather(-1, left[..., None])[..., 0]
-    at_right = log_probability.gather(-1, left[..., None] + 1)[..., 0]
-    return -(at_left * (1 - share) + at_right * share).sum(dim=-1)
+    return two_bin_cross_entropy(distributions, left, share).sum(dim=-1)
 
 
 def distillation_loss(distributions: Tensor, teacher: Tensor, temperature: float = 5.0) -> Tensor:

@@ -36,10 +36,21 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
     distances = distances.clamp(0, bins - 1.01)
     left = distances.floor().long()
     right_weight = distances - left
+    return two_bin_cross_entropy(logits, left, right_weight).mean(dim=-1)
+
+
+def two_bin_cross_entropy(logits: Tensor, left: Tensor, right_weight: Tensor) -> Tensor:
+    """Cross entropy of distributions ``[..., bins]`` to a value between two neighbouring bins, ``[...]``.
+
+    Args:
+        logits: ``[..., bins]``.
+        left: ``[...]`` int64, the bin at or below the value; not the last.
+        right_weight: ``[...]`` 0..1, how near it is to the next bin.
+    """
     log_probability = logits.log_softmax(dim=-1)
     left_loss = -log_probability.gather(-1, left[..., None])[..., 0]
     right_loss = -log_probability.gather(-1, left[..., None] + 1)[..., 0]
-    return (left_loss * (1 - right_weight) + right_loss * right_weight).mean(dim=-1)
+    return left_loss * (1 - right_weight) + right_loss * right_weight
 
 
 def masked_giou_loss(boxes: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:

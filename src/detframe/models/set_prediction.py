@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from detframe.boxes import box_area, clip_boxes, intersection, pairwise_iou
+from detframe.boxes import box_area, clip_boxes, intersection, overlap_and_union, pairwise_iou
 from detframe.models.losses import varifocal_loss
 from detframe.structures import Targets
 
@@ -84,8 +84,7 @@ def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     In -1..1; -1 where both boxes are empty.
     """
-    overlap = intersection(boxes1, boxes2)
-    union = box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - overlap
+    overlap, union = overlap_and_union(boxes1, boxes2)
     top_left = torch.min(boxes1[..., :, None, :2], boxes2[..., None, :, :2])
     bottom_right = torch.max(boxes1[..., :, None, 2:], boxes2[..., None, :, 2:])
     hull = (bottom_right - top_left).prod(dim=-1)

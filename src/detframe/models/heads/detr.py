@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detframe.models.anchors import grid_positions
 from detframe.models.deformable_attention import DeformableAttention, Grid
 from detframe.models.denoising import attention_mask, noise_objects
 from detframe.models.heads.base import Head
 from detframe.models.hybrid_encoder import ConvNorm
+from detframe.models.postprocess import padded_topk
 from detframe.models.set_prediction import (
     Objects,
     box_losses,
@@ -189,9 +191,8 @@ class DETRHead(Head):
         xyxy = in_image(boxes, image_size[0], image_size[1])
         proper = (xyxy[..., 2:] > xyxy[..., :2]).all(dim=-1)
         scores = (logits.sigmoid() * proper[..., None]).flatten(1)
-        # Zeros fill up where there are fewer pairs than slots, so that no size needs a case of its own.
-        top, index = functional.pad(scores, [0, self.detections]).topk(self.detections, dim=1)
-        query = (index // self.num_classes).clamp(max=boxes.shape[1] - 1)
+        top, index = padded_topk(scores, self.detections)
+        query = index // self.num_classes
         valid = top > self.score_threshold
         return Detections(
             boxes=xyxy.gather(1, query[..., None].expand(-1, -1, 4)) * valid[..., None],
@@ -373,9 +374,8 @@ def make_anchors(grids: list[Grid], device: torch.device) -> tuple[Tensor, Tenso
     """
     boxes: list[Tensor] = []
     for i, grid in enumerate(grids):
-        x = (torch.arange(grid.width, device=device) + 0.5) / grid.image_width
-        y = (torch.arange(grid.height, device=device) + 0.5) / grid.image_height
-        centres = torch.stack((x.repeat(grid.height), y[:, None].expand(-1, grid.width).flatten()), dim=-1)
+        in_cells = grid_positions(grid.height, grid.width, 0.5, device)
+        centres = torch.stack((in_cells[:, 0] / grid.image_width, in_cells[:, 1] / grid.image_height), dim=-1)
         boxes.append(torch.cat((centres, torch.full_like(centres, min(0.05 * 2.0**i, 0.9))), dim=-1))
     anchors = torch.cat(boxes)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(dim=-1)

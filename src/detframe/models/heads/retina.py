@@ -16,8 +16,8 @@ from detframe.models.heads.base import Head, equal_channels
 from detframe.models.postprocess import select_detections
 from detframe.structures import Detections, Level, Targets
 
-_SCALES = [4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3)]  # RetinaNet, section 4: three sizes per octave ...
-_ASPECT_RATIOS = [0.5, 1.0, 2.0]  # ... and three ratios
+_SIZES = 3  # per octave (RetinaNet, section 4)
+_ASPECT_RATIOS = [0.5, 1.0, 2.0]
 
 
 class RetinaHead(Head):
@@ -57,9 +57,9 @@ class RetinaHead(Head):
         self.nms_iou = nms_iou
         self.candidates = candidates
         self.detections = detections
-        scales = [scale * anchor_scale / 4 for scale in _SCALES]
+        scales = [anchor_scale * 2 ** (i / _SIZES) for i in range(_SIZES)]
         self.register_buffer("bases", base_anchors(self.strides, scales, _ASPECT_RATIOS), persistent=False)
-        self.anchors_per_cell = len(scales) * len(_ASPECT_RATIOS)
+        self.anchors_per_cell = _SIZES * len(_ASPECT_RATIOS)
         self.towers = RetinaNetHead(channels, self.anchors_per_cell, num_classes, _group_norm if group_norm else None)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
