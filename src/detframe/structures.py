@@ -3,6 +3,7 @@
 Postponed annotations (``from __future__ import annotations``) would break TorchScript here, which reads these classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -64,3 +65,15 @@ def empty_targets(batch_size: int, boxes: int = 0, device: torch.device | None =
         ignore=torch.zeros(batch_size, boxes, dtype=torch.bool, device=device),
         valid=torch.zeros(batch_size, boxes, dtype=torch.bool, device=device),
     )
+
+
+class TrainingObjects(NamedTuple):
+    """The live objects of a training split, for what must know the data before it changes it; on the CPU."""
+
+    boxes: Tensor  # [N, 4] float32, xyxy in the pixels that training sees; neither ignored nor degenerate
+    labels: Tensor  # [N] int64, 0..C-1
+    images: Tensor  # [N] int64, the position of each one's image, 0..M-1
+    class_names: list[str]  # C
+    image_count: int  # M, images without an object included
+    read_image: Callable[[int], Tensor]  # position -> [3, H, W] uint8 RGB, in the pixels that `boxes` are in
+    read_mask: Callable[[int], Tensor | None]  # object 0..N-1 -> [H, W] bool, None where the data has only its box

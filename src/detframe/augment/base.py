@@ -1,0 +1,33 @@
+"""What an operator has to be to stand in a policy beside Kornia's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from kornia.augmentation import MixAugmentationBaseV2
+
+from detframe.structures import Batch, TrainingObjects
+
+
+class BatchAugmentation(MixAugmentationBaseV2, ABC):
+    """An operator that sees the boxes, or several images at once: it takes a whole batch and gives one.
+
+    It derives from Kornia's base for operators that mix images, so that ``p``, the gate of each image
+    (``self.forward_parameters(images.shape)["batch_prob"]``, on the CPU) and the global random generators are Kornia's.
+
+    Random numbers are drawn on the CPU, where the seed gives the same ones for every device, and moved to the batch's
+    device; nothing is read back from there, so that an accelerator is never waited for.
+
+    Args:
+        p: Share of the images that it changes, 0..1.
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(p=p, p_batch=1.0)
+
+    def prepare(self, objects: TrainingObjects) -> None:  # noqa: B027 - most operators need to know nothing
+        """Look at the training data, once, before the first batch."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Batch:  # type: ignore[override]
+        """The batch with other pixels and targets; ``images`` are float 0..1 before and after."""
