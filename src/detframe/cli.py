@@ -20,6 +20,9 @@ class Verb(NamedTuple):
 VERBS = {
     "check": Verb("list every fault of a data set and sum it up", "detframe.data.checks:check"),
     "convert": Verb("write a data set as COCO, Pascal VOC or YOLO", "detframe.data.convert:convert"),
+    "augment-report": Verb(
+        "show what a configuration's augmentation does to its data", "detframe.analysis.augment_report:augment_report"
+    ),
     "fit": Verb("train a detector, then test its best checkpoint", ""),
     "validate": Verb("evaluate a checkpoint on the validation split", ""),
     "test": Verb("evaluate a checkpoint on the test split", ""),
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in {"-h", "--help"}:
-        print(USAGE.format(verbs="\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {name:<16}{verb.summary}" for name, verb in VERBS.items())))
         return 0
     if given[0] == "--version":
         from detframe import __version__

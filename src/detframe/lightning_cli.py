@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from detframe.analysis.predictions import EvaluationWriter, PredictionWriter
+from detframe.augment.facts import PolicyError
 from detframe.data.annotations import DataError
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.images import ImageError
@@ -195,7 +196,14 @@ def run(arguments: list[str]) -> int:
         )
     except (ArgumentError, ArgumentTypeError) as error:
         fail(short(str(error)))
-    except (DataError, ImageError, CheckpointError, FloatingPointError, MisconfigurationException) as error:
+    except (
+        DataError,
+        ImageError,
+        PolicyError,
+        CheckpointError,
+        FloatingPointError,
+        MisconfigurationException,
+    ) as error:
         fail(str(error))
     return 0
 

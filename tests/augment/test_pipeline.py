@@ -1,52 +1,19 @@
+from collections.abc import Callable
+
 import kornia.augmentation as K  # noqa: N812
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
-from detframe.augment.pipeline import AugmentationPipeline, default_augmentations
-from detframe.structures import Batch, Targets, empty_targets
+from detframe.augment.color import RandomColorMatrix
+from detframe.augment.mosaic import Mosaic
+from detframe.augment.pipeline import AugmentationPipeline, Operator, default_augmentations
+from detframe.structures import Batch, empty_targets
 
-
-def drawn(boxes: list[list[float]], side: int = 96) -> Batch:
-    """One black image with white rectangles where the boxes are."""
-    images = torch.zeros(1, 3, side, side)
-    for x1, y1, x2, y2 in boxes:
-        images[0, :, int(y1) : int(y2), int(x1) : int(x2)] = 1
-    count = len(boxes)
-    return Batch(
-        images=images,
-        targets=Targets(
-            boxes=torch.tensor([boxes], dtype=torch.float32),
-            labels=torch.arange(count)[None],
-            ignore=torch.zeros(1, count, dtype=torch.bool),
-            valid=torch.ones(1, count, dtype=torch.bool),
-        ),
-        original_boxes=torch.tensor([boxes], dtype=torch.float32),
-        areas=torch.zeros(1, count),
-        annotation_ids=torch.arange(count)[None],
-        image_ids=torch.tensor([1]),
-        original_sizes=torch.tensor([[side, side]]),
-        transforms=torch.tensor([[1.0, 1, 0, 0]]),
-    )
+Draw = Callable[..., Batch]
 
 
-@pytest.mark.parametrize(
-    ("operator", "tolerance"),
-    [
-        (K.RandomHorizontalFlip(p=1.0), 0.0),
-        (K.RandomVerticalFlip(p=1.0), 0.0),
-        (K.RandomAffine(degrees=0.0, translate=(0.1, 0.1), scale=(0.7, 1.4), p=1.0), 1.0),
-    ],
-)
-def test_boxes_follow_the_pixels(operator: K.AugmentationBase2D, tolerance: float) -> None:
-    for seed in range(8):
-        torch.manual_seed(seed)
-        moved = AugmentationPipeline([operator])(drawn([[30, 34, 58, 66]]))
-        rows, columns = torch.nonzero(moved.images[0, 0] > 0.5, as_tuple=True)
-        seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-        torch.testing.assert_close(moved.targets.boxes[0, 0], seen, atol=tolerance + 1e-4, rtol=0)
-
-
-def test_what_leaves_the_image_is_ignored_or_gone() -> None:
+def test_what_leaves_the_image_is_ignored_or_gone(drawn: Draw) -> None:
     shift = K.RandomAffine(degrees=0.0, translate=(0.5, 0.0), p=1.0)
     ignored, gone = 0, 0
     for seed in range(30):
@@ -65,7 +32,7 @@ def test_what_leaves_the_image_is_ignored_or_gone() -> None:
     assert gone > 0
 
 
-def test_padding_stays_empty_and_images_in_range() -> None:
+def test_padding_stays_empty_and_images_in_range(drawn: Draw) -> None:
     batch = drawn([[10, 10, 40, 40], [0, 0, 0, 0]])
     batch = batch._replace(targets=batch.targets._replace(valid=torch.tensor([[True, False]])))
     moved = AugmentationPipeline(default_augmentations())(batch)
@@ -75,8 +42,83 @@ def test_padding_stays_empty_and_images_in_range() -> None:
     assert moved.images.max() <= 1
 
 
-def test_a_batch_without_boxes_passes() -> None:
+def test_a_batch_without_boxes_passes(drawn: Draw) -> None:
     batch = drawn([[10, 10, 40, 40]])._replace(targets=empty_targets(1))
     moved = AugmentationPipeline([K.RandomHorizontalFlip(p=1.0)])(batch)
     torch.testing.assert_close(moved.images, batch.images.flip(3))
     assert moved.targets.boxes.shape == (1, 0, 4)
+
+
+def policy() -> list[Operator]:
+    return [
+        Mosaic(p=0.5),
+        K.RandomHorizontalFlip(p=0.5),
+        K.RandomAffine(degrees=0.0, translate=(0.3, 0.3), scale=(0.5, 1.5), p=1.0),
+        RandomColorMatrix(p=0.5),
+        K.RandomGaussianNoise(std=0.1, p=0.5),
+        K.RandomVerticalFlip(p=0.5),
+    ]
+
+
+def several(drawn: Draw) -> Batch:
+    one = drawn([[30.0, 34, 58, 66], [0.0, 0, 16, 20]])
+    batch: Batch = tree_map(lambda field: field.repeat(4, *[1] * (field.dim() - 1)), one)
+    return batch
+
+
+def test_neighbouring_moves_are_one_step(drawn: Draw) -> None:
+    steps = [name for name, _ in AugmentationPipeline(policy()).steps(several(drawn))]
+    assert steps == [
+        "Mosaic + RandomHorizontalFlip + RandomAffine",
+        "RandomColorMatrix",
+        "RandomGaussianNoise",
+        "RandomVerticalFlip",
+    ]
+
+
+def test_the_seed_decides_and_leaves_the_trainings_numbers_alone(drawn: Draw) -> None:
+    batch = several(drawn)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = AugmentationPipeline(policy())(batch, seed=7)
+    torch.testing.assert_close(torch.rand(1), expected)
+    again = AugmentationPipeline(policy())(batch, seed=7)
+    other = AugmentationPipeline(policy())(batch, seed=8)
+    assert first.images.equal(again.images)
+    assert first.targets.boxes.equal(again.targets.boxes)
+    assert not first.images.equal(other.images)
+
+
+def test_operators_rest_after_their_share_of_the_training(drawn: Draw) -> None:
+    batch = several(drawn)
+    clean = AugmentationPipeline(policy())(batch, progress=0.85)
+    assert clean.images.equal(batch.images)
+    assert clean.targets.boxes.equal(batch.targets.boxes)
+    some = AugmentationPipeline(policy(), until={"Mosaic": 0.5, "RandomGaussianNoise": 0.2})
+    assert [name for name, _ in some.steps(batch, 0.49)][1:] == ["RandomColorMatrix", "RandomVerticalFlip"]
+    last = [name for name, _ in some.steps(batch, 1.0)]
+    assert last == ["RandomHorizontalFlip + RandomAffine", "RandomColorMatrix", "RandomVerticalFlip"]
+    with pytest.raises(ValueError, match=r"`until` names 'Mosaik'; the operators are Mosaic, RandomHorizontalFlip"):
+        AugmentationPipeline(policy(), until={"Mosaik": 0.5})
+
+
+def test_what_is_taken_away_is_counted(drawn: Draw) -> None:
+    shift = K.RandomTranslate(translate_x=(0.4, 0.4), p=1.0)  # 38.4 of 96 pixels
+    batch = drawn([[30.0, 34, 62, 66], [40.0, 0, 64, 20], [70.0, 0, 90, 20]])
+    pipeline = AugmentationPipeline([shift, K.RandomHorizontalFlip(p=0.0)], min_visible=0.9)
+    after = pipeline(batch)
+    assert after.targets.ignore.tolist() == [[True, True, False]]
+    assert after.targets.valid.tolist() == [[True, True, False]]
+    step = "RandomTranslate + RandomHorizontalFlip"
+    assert pipeline.counts() == {f"ignored/{step}": 2, f"gone/{step}": 1}
+    assert pipeline.counts() == {}
+
+
+def test_an_operator_that_pads_otherwise_runs_alone(drawn: Draw) -> None:
+    batch = several(drawn)
+    mirrored = K.RandomAffine(degrees=0.0, translate=(0.5, 0.5), padding_mode="reflection", p=1.0)
+    pipeline = AugmentationPipeline([K.RandomHorizontalFlip(p=1.0), mirrored])
+    assert [name for name, _ in pipeline.steps(batch)] == ["RandomHorizontalFlip", "RandomAffine"]
+    after = pipeline(batch._replace(images=torch.full_like(batch.images, 0.2))).images
+    torch.testing.assert_close(after, torch.full_like(after, 0.2))

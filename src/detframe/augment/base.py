@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from kornia.augmentation import MixAugmentationBaseV2
 
+from detframe.augment.facts import DeploymentFacts
 from detframe.structures import Batch, TrainingObjects
 
 
@@ -25,9 +26,17 @@ class BatchAugmentation(MixAugmentationBaseV2, ABC):
     def __init__(self, p: float = 1.0) -> None:
         super().__init__(p=p, p_batch=1.0)
 
-    def prepare(self, objects: TrainingObjects) -> None:  # noqa: B027 - most operators need to know nothing
+    def prepare(self, objects: TrainingObjects) -> None:
         """Look at the training data, once, before the first batch."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Batch:  # type: ignore[override]
+    def augment(self, batch: Batch) -> Batch:
         """The batch with other pixels and targets; ``images`` are float 0..1 before and after."""
+
+    def forward(self, batch: Batch) -> Batch:  # type: ignore[override]  # Kornia's take images alone
+        """See :meth:`augment`."""
+        return self.augment(batch)
+
+    def contradictions(self, facts: DeploymentFacts, objects: TrainingObjects | None) -> list[tuple[str, str]]:
+        """Facts about the deployment that this operator contradicts, each with what is wrong and the cure."""
+        return []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,23 @@ from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 from detframe.data.unlabelled import read_images
 from detframe.letterbox import resize_batch
-from detframe.structures import Batch
+from detframe.structures import Batch, TrainingObjects
 
 _log = logging.getLogger(__name__)
 _MOST_WORKERS = 8  # of one process; beyond, a loader waits for memory and disk
+
+
+class Augmentation(Protocol):
+    """What moves a training batch on the device; :class:`detframe.augment.pipeline.AugmentationPipeline` is one."""
+
+    def prepare(self, objects: TrainingObjects) -> None:
+        """Look at the training data, once, before the first batch."""
+
+    def counts(self) -> dict[str, int]:
+        """What became of the objects since the last call, by a name to log it under."""
+
+    def __call__(self, batch: Batch, progress: float = 0.0, seed: int | None = None) -> Batch:
+        """The batch moved; ``progress`` is the share of the training that is done, ``seed`` the batch's own."""
 
 
 class DetectionDataModule(LightningDataModule):
@@ -74,7 +87,7 @@ class DetectionDataModule(LightningDataModule):
         multi_scale: tuple[float, float] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
-        augmentation: Callable[[Batch], Batch] | None = None,
+        augmentation: Augmentation | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         synthetic: bool = False,
         seed: int = 0,
@@ -96,6 +109,7 @@ class DetectionDataModule(LightningDataModule):
         self.on_bad_image = on_bad_image
         self.synthetic = synthetic
         self.seed = seed
+        self._seed_of_run = seed
         self._indices: dict[str, AnnotationIndex] = {}
         self._datasets: dict[str, DetectionDataset] = {}
         self._hashes: dict[str, dict[str, str]] = {}
@@ -112,6 +126,12 @@ class DetectionDataModule(LightningDataModule):
         """Draw the synthetic data set where it is asked for."""
         if self.synthetic:
             write_dataset(self.root, seed=self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Before a training, show the augmentation the data."""
+        if stage == "fit" and self.augmentation is not None:
+            self._seed_of_run = torch.initial_seed() % 2**63
+            self.augmentation.prepare(self.dataset("train").objects())
 
     def index(self, name: str) -> AnnotationIndex:
         """Index of a split, read once.
@@ -224,10 +244,23 @@ class DetectionDataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return batch
         if self.augmentation is not None:
-            batch = self.augmentation(batch)
+            batch = self.augmentation(batch, self._progress(), self._batch_seed())
         if self.multi_scale is not None:
             batch = resize_batch(batch, *scaled_size(batch.images.shape[2], batch.images.shape[3], self.multi_scale))
         return batch
+
+    def _progress(self) -> float:
+        """Share of the training that is done, 0..1, by whole epochs; 0 where it has no end."""
+        assert self.trainer is not None
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
+            return self.trainer.current_epoch / self.trainer.max_epochs
+        return self.trainer.global_step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
+
+    def _batch_seed(self) -> int:
+        """A seed for this batch of this process: the same after a resumption and with any number of workers."""
+        assert self.trainer is not None
+        position = (self._seed_of_run, self.trainer.fit_loop.total_batch_idx + 1, self.trainer.global_rank)
+        return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
 
     def report_skipped(self) -> list[str]:
         """Name the images that this process could not read since the last call, in the log and as a list."""

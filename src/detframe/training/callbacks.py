@@ -59,8 +59,12 @@ class RunRecorder(Callback):
             (folder / "data_manifest.json").write_text(json.dumps(manifest(trainer), indent=2))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Name the images that were skipped in the epoch."""
-        trainer.datamodule.report_skipped()  # type: ignore[attr-defined]
+        """Name the images that were skipped in the epoch, and log what augmentation did to objects."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.report_skipped()
+        if datamodule.augmentation is not None:
+            counts = {f"train/objects_{name}": float(count) for name, count in datamodule.augmentation.counts().items()}
+            pl_module.log_dict(counts, reduce_fx="sum", sync_dist=trainer.world_size > 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of ``detframe validate``."""
