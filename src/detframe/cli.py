@@ -20,8 +20,13 @@ class Verb(NamedTuple):
 VERBS = {
     "check": Verb("list every fault of a data set and sum it up", "detframe.data.checks:check"),
     "convert": Verb("write a data set as COCO, Pascal VOC or YOLO", "detframe.data.convert:convert"),
+    "profile": Verb(
+        "measure what the images of a site are like, for augmentation and monitoring",
+        "detframe.analysis.profile:profile",
+    ),
     "augment-report": Verb(
-        "show what a configuration's augmentation does to its data", "detframe.analysis.augment_report:augment_report"
+        "show what a configuration's augmentation does to its data",
+        "detframe.analysis.augment_report:augment_report",
     ),
     "fit": Verb("train a detector, then test its best checkpoint", ""),
     "validate": Verb("evaluate a checkpoint on the validation split", ""),

@@ -10,12 +10,13 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -78,6 +79,25 @@ def image_size(path: Path) -> tuple[int, int]:
         if image.format != "TIFF" and _orientation(image) in _SWAPS_SIDES:
             width, height = height, width
     return height, width
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself before its pixels."""
+
+    format: str  # one of FORMATS
+    orientation: int  # EXIF, 1..8; 1 where none is stated
+    quantisation: tuple[int, ...]  # the 64 steps of a JPEG's brightness, () of other formats
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Format, orientation and JPEG tables of an image file, without decoding its pixels.
+
+    Raises:
+        ImageError: the file is missing, empty, too large or no image.
+    """
+    with _opened(path) as image:
+        tables = image.quantization if isinstance(image, JpegImageFile) else {}
+        return ImageHeader(image.format or "", _orientation(image), tuple(tables.get(0, ())))
 
 
 @contextmanager

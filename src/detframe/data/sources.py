@@ -21,6 +21,10 @@ _WHAT_IS_READ = (
 )
 
 
+class NoDataSetError(DataError):
+    """There are no annotations at a path, though there may be images."""
+
+
 def read_splits(data: Path) -> dict[str, Reading]:
     """Read every split of a data set.
 
@@ -33,6 +37,7 @@ def read_splits(data: Path) -> dict[str, Reading]:
         Readings by split name.
 
     Raises:
+        NoDataSetError: ``data`` is a folder without annotations.
         DataError: There is nothing of the kind, or a file of it cannot be read.
     """
     readers = _readers(data)
@@ -95,7 +100,7 @@ def _folder_readers(root: Path, images: Path | None) -> dict[str, Callable[[], R
         found = ", ".join(formats)
         raise DataError(f"{root}: holds more than one data set ({found}). Name a file, or move the others away.")
     if not formats:
-        raise DataError(f"{root}: holds no annotations that can be read. {_WHAT_IS_READ}")
+        raise NoDataSetError(f"{root}: holds no annotations that can be read. {_WHAT_IS_READ}")
     return next(iter(formats.values()))
 
 
