@@ -21,6 +21,22 @@ def letterbox_size(height: int, width: int, target_height: int, target_width: in
     return max(1, (2 * height * target_width + width) // (2 * width)), target_width
 
 
+def letterbox_transform(
+    height: int, width: int, target_height: int, target_width: int, stretch: bool = False
+) -> list[float]:
+    """What :func:`letterbox` does to the boxes of an image of ``height`` x ``width``, without its pixels.
+
+    Returns:
+        ``[scale_x, scale_y, offset_x, offset_y]`` with ``input = original * scale + offset``.
+    """
+    if stretch:
+        new_height, new_width = target_height, target_width
+    else:
+        new_height, new_width = letterbox_size(height, width, target_height, target_width)
+    top, left = (target_height - new_height) // 2, (target_width - new_width) // 2
+    return [new_width / width, new_height / height, float(left), float(top)]
+
+
 def letterbox(image: Tensor, target_height: int, target_width: int, stretch: bool = False) -> tuple[Tensor, Tensor]:
     """Scale one image to the target size, centred on a grey margin where the aspect ratios differ.
 
@@ -47,7 +63,7 @@ def letterbox(image: Tensor, target_height: int, target_width: int, stretch: boo
     if new_height != target_height or new_width != target_width:
         margins = [left, target_width - new_width - left, top, target_height - new_height - top]
         image = functional.pad(image, margins, value=float(PAD_VALUE))
-    return image, torch.tensor([new_width / width, new_height / height, float(left), float(top)])
+    return image, torch.tensor(letterbox_transform(height, width, target_height, target_width, stretch))
 
 
 def to_input(boxes: Tensor, transforms: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -80,11 +81,76 @@ def test_pycocotools_loads_what_is_written(tmp_path: Path) -> None:
 
 def test_counts_what_the_index_has_no_place_for(tmp_path: Path) -> None:
     coco = content() | {"info": {"year": 2026}}
-    coco["annotations"][0]["segmentation"] = [[0, 0, 1, 1, 1, 0]]
-    coco["annotations"][1]["segmentation"] = []
+    coco["annotations"][0]["keypoints"] = [1, 1, 2]
+    coco["annotations"][1]["keypoints"] = []
     coco["categories"][0]["supercategory"] = "defect"
     uncarried = read_coco(save(tmp_path, coco)).uncarried
-    assert uncarried == {"annotations: segmentation": 1, "categories: supercategory": 1, "file: info": 1}
+    assert uncarried == {"annotations: keypoints": 1, "categories: supercategory": 1, "file: info": 1}
+
+
+def test_outlines_are_carried_as_they_are(tmp_path: Path) -> None:
+    coco = content()
+    polygons = [[0, 0, 1.25, 1, 1, 0], [5, 5, 9, 5, 9, 9, 5, 9]]
+    coco["annotations"][0]["segmentation"] = polygons
+    coco["annotations"][1]["segmentation"] = []
+    coco["annotations"][2]["segmentation"] = {"size": [48, 64], "counts": [5, 3, 3064]}
+    # Another order of images: the boxes of the second come first in the file.
+    coco["annotations"].append({"id": 13, "image_id": 7, "category_id": 2, "bbox": [1, 1, 2, 2]})
+    reading = read_coco(save(tmp_path, coco))
+    index = reading.index
+    assert reading.uncarried == {}
+    assert index.annotation_ids.tolist() == [13, 10, 11, 12]
+    assert index.segmentations == (None, polygons, None, {"size": [48, 64], "counts": [5, 3, 3064]})
+    assert index.subset([1]).segmentations == index.segmentations[1:]
+    write_coco(index, tmp_path / "new.json")
+    after = read_coco(tmp_path / "new.json", tmp_path / "images").index
+    assert after.segmentations == index.segmentations
+    assert after.annotations_hash() == index.annotations_hash()
+    assert "segmentation" not in json.loads((tmp_path / "new.json").read_text())["annotations"][0]
+
+
+def test_the_hash_knows_outlines_but_does_not_change_where_there_are_none(tmp_path: Path) -> None:
+    plain = read_coco(save(tmp_path, content())).index
+    outlines: list[Any] = [
+        [[0, 0, 1, 1, 1, 0]],
+        [[0, 0, 1, 1, 1, 0.5]],
+        [[0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0]],
+        {"size": [48, 64], "counts": [5, 3, 3064]},
+    ]
+    hashes = {plain.annotations_hash()}
+    for outline in outlines:
+        coco = content()
+        coco["annotations"][0]["segmentation"] = outline
+        hashes.add(read_coco(save(tmp_path, coco)).index.annotations_hash())
+    assert len(hashes) == 5
+    # As it was before outlines were carried.
+    digest = hashlib.sha256(b"open\nspur\na.png\nb.png")
+    for values in (plain.image_sizes, plain.boxes, plain.labels, plain.ignore, plain.offsets):
+        digest.update(values.tobytes())
+    assert plain.annotations_hash() == digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        "text",
+        [[0, 0, 1, 1]],
+        [[0, 0, 1, 1, 1, 0, 5]],
+        [[0, 0, 1, 1, 1, "0"]],
+        [[0, 0, 1, 1, 1, math.nan]],
+        [0, 0, 1, 1, 1, 0],
+        {"size": [48, 64]},
+        {"size": [48], "counts": [3]},
+        {"size": [48, 64], "counts": [5, -3]},
+        {"counts": "abc"},
+    ],
+)
+def test_what_is_no_outline_is_counted_and_left(tmp_path: Path, outline: object) -> None:
+    coco = content()
+    coco["annotations"][0]["segmentation"] = outline
+    reading = read_coco(save(tmp_path, coco))
+    assert reading.uncarried == {"annotations: segmentation": 1}
+    assert reading.index.segmentations == ()
 
 
 def change(kind: str, **fields: object) -> Callable[[dict[str, Any]], None]:

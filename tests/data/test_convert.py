@@ -146,6 +146,19 @@ def test_says_what_is_not_carried(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "YOLO tools expect `train` and `val`" in printed
 
 
+def test_outlines_reach_coco_and_are_counted_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = small(tmp_path / "in")
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"][0]["segmentation"] = [[1, 1, 3, 1, 3, 3.5]]
+    (data / "train.json").write_text(json.dumps(content))
+    assert convert(data, tmp_path / "coco", "coco") == 0
+    assert "segmentation" not in capsys.readouterr().out
+    assert read_splits(tmp_path / "coco")["train"].index.segmentations == ([[1, 1, 3, 1, 3, 3.5]],)
+    for to in ("voc", "yolo"):
+        assert convert(data, tmp_path / to, to) == 0
+        assert "annotations: segmentation (1 times)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("images", ["link", "symlink", "copy"])
 def test_images_are_linked_or_copied(tmp_path: Path, images: Any) -> None:  # noqa: ANN401 - Literal of its own
     assert convert(small(tmp_path / "in"), tmp_path / "out", "coco", images) == 0

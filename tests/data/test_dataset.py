@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,6 +113,59 @@ def test_a_batch_is_padded_with_rows_that_are_not_valid(tmp_path: Path) -> None:
     assert batch.targets.valid.tolist() == [[True, True], [False, False], [True, False]]
     assert batch.targets.boxes[1].abs().sum() == 0
     assert batch.annotation_ids.tolist() == [[100, 101], [0, 0], [102, 0]]
+
+
+@pytest.mark.parametrize(("crop", "stretch"), [(False, False), (False, True), (True, False)])
+def test_objects_are_those_of_the_samples(tmp_path: Path, crop: bool, stretch: bool) -> None:
+    boxes = [[(8, 12, 40, 44), (30, 30, 30, 40)], [], [(-5, 10, 20, 30), (90, 10, 95, 20), (10, 10, 20, 20)]]
+    index = make(tmp_path, boxes, (60, 80))
+    index.ignore[4] = True
+    if not crop:
+        index.image_sizes[0] = 0  # to be taken from the header
+    dataset = DetectionDataset(index, (120, 120), stretch=stretch, crop=crop)
+    objects = dataset.objects()
+    samples = [sample for sample in (dataset[i] for i in range(3)) if sample is not None]
+    torch.testing.assert_close(objects.boxes, torch.cat([sample.boxes[~sample.ignore] for sample in samples]))
+    assert objects.labels.tolist() == [0, 0]
+    assert objects.images.tolist() == [0, 2]
+    assert objects.class_names == ["part"]
+    assert objects.image_count == 3
+    for position, sample in enumerate(samples):
+        torch.testing.assert_close(objects.read_image(position), sample.image)
+    assert objects.read_mask(0) is None
+
+
+def test_objects_of_crops_are_whole_in_native_pixels(tmp_path: Path) -> None:
+    objects = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), (32, 32), crop=True).objects()
+    assert objects.boxes.tolist() == [[4, 2, 24, 22]]
+    image = objects.read_image(0)
+    assert image.shape == (3, 60, 80)
+    assert image[:, 2:22, 4:24].min() == 255
+
+
+def test_masks_of_objects_cover_their_pixels(tmp_path: Path) -> None:
+    index = make(tmp_path, [[(30, 30, 30, 40), (8, 12, 40, 44)], [(1, 1, 5, 5)]])
+    square: list[list[float]] = [[8, 12, 40, 12, 40, 44, 8, 44]]
+    index = dataclasses.replace(index, segmentations=(None, square, None))
+    for size, crop in (((120, 120), False), ((32, 32), True), ((120, 160), False)):
+        objects = DetectionDataset(index, size, crop=crop).objects()
+        mask = objects.read_mask(0)
+        assert mask is not None
+        assert mask.shape == objects.read_image(0).shape[1:]
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        seen = torch.stack((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)).float()
+        torch.testing.assert_close(seen, objects.boxes[0])
+        assert objects.read_mask(1) is None
+
+
+def test_objects_of_bad_images_stop_or_are_left_out(tmp_path: Path) -> None:
+    index = make(tmp_path, [[(8, 12, 40, 44)]] * 3)
+    index.image_sizes[:] = 0
+    (tmp_path / "1.png").write_bytes(b"cut off")
+    with pytest.raises(ImageError, match=r"1\.png"):
+        DetectionDataset(index, (60, 80)).objects()
+    objects = DetectionDataset(index, (60, 80), on_bad_image="skip").objects()
+    assert objects.images.tolist() == [0, 2]
 
 
 def test_groups_stay_together_when_images_are_held_out(tmp_path: Path) -> None:

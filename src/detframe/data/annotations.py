@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +67,8 @@ class AnnotationIndex:
     offsets: NDArray[np.int64]  # [M + 1]: the boxes of image i are offsets[i]:offsets[i + 1]
     metadata: tuple[dict[str, Any], ...] = field(default=())  # [M] further columns of an image (board, camera), or ()
     annotation_files: tuple[Path, ...] = ()  # [M] where the format has a file for each image, else () and all in source
+    # [N] COCO's own: polygons [[x, y, x, y, ...], ...], a run-length encoded mask {"size", "counts"}, or None; or ()
+    segmentations: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         """Count the images."""
@@ -88,11 +92,16 @@ class AnnotationIndex:
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def annotations_hash(self) -> str:
-        """SHA-256 of names, boxes, labels and flags, whatever format they were read from."""
+        """SHA-256 of names, boxes, labels, flags and outlines where there are, whatever format they were read from."""
         digest = hashlib.sha256()
         digest.update("\n".join((*self.class_names, *self.file_names)).encode())
-        for array in (self.image_sizes, self.boxes, self.labels, self.ignore, self.offsets):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for values in (self.image_sizes, self.boxes, self.labels, self.ignore, self.offsets):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for segmentation in self.segmentations:
+            polygons = segmentation if isinstance(segmentation, list) else []
+            for polygon in polygons:  # as numbers: to write them as text takes minutes on a large data set
+                digest.update(array("d", polygon))
+            digest.update(str(len(polygons)).encode() if polygons else json.dumps(segmentation).encode())
         return digest.hexdigest()
 
     def images_hash(self) -> str:
@@ -124,6 +133,7 @@ class AnnotationIndex:
             offsets=offsets,
             metadata=tuple(self.metadata[i] for i in positions) if self.metadata else (),
             annotation_files=tuple(self.annotation_files[i] for i in positions) if self.annotation_files else (),
+            segmentations=tuple(self.segmentations[i] for i in rows) if self.segmentations else (),
         )
 
 
@@ -186,6 +196,7 @@ def build_index(
     annotation_ids: NDArray[np.int64],
     metadata: Sequence[dict[str, Any]] = (),
     annotation_files: Sequence[Path] = (),
+    segmentations: Sequence[Any] = (),
 ) -> AnnotationIndex:
     """Bring boxes of any order into image order; those of one image keep their order.
 
@@ -204,6 +215,7 @@ def build_index(
         annotation_ids: ``[N]``.
         metadata: M further columns, or none.
         annotation_files: M files, or none where all boxes are in ``source``.
+        segmentations: N of COCO's own, each None where a box has none; or none at all.
     """
     order = np.argsort(image_of_box, kind="stable")
     boxes = boxes.reshape(-1, 4)[order]
@@ -225,6 +237,7 @@ def build_index(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         metadata=tuple(metadata) if any(metadata) else (),
         annotation_files=tuple(annotation_files),
+        segmentations=tuple(segmentations[i] for i in order) if any(segmentations) else (),
     )
 
 

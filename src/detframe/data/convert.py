@@ -33,7 +33,7 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
     Boxes agree to 0.01 px; names and ids of classes, ids of images and boxes, ignore boxes, areas, images without boxes
     and further columns of images are kept. What a format has no place for goes into files and tags that other tools
     pass over, so that converting back restores it. The result is read back and compared. Whatever is not carried, such
-    as segmentations, is counted in the output.
+    as segmentations where OUT is not COCO, is counted in the output.
 
     Exit code: 0 when all is written; 1 when the comparison differs; 2, with nothing written, when DATA cannot be read,
     its annotations have errors, an image is missing, or OUT is in use.
@@ -62,8 +62,12 @@ def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Conso
     indices = {split: require_sound(reading) for split, reading in readings.items()}
     _require_same_classes(indices)
     _require_images(indices)
+    uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
     if to != "coco":
         indices = {split: _with_sizes(index) for split, index in indices.items()}
+        outlines = sum(s is not None for index in indices.values() for s in index.segmentations)
+        uncarried += Counter({"annotations: segmentation": outlines})
+        indices = {split: dataclasses.replace(index, segmentations=()) for split, index in indices.items()}
     placed = _placed(indices, out, to)
     out.mkdir(parents=True, exist_ok=True)
     _write(placed, out, to)
@@ -81,7 +85,6 @@ def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Conso
             )
         if not {"train", "val"} <= set(placed):
             console.print(f"YOLO tools expect `train` and `val`; {out / 'data.yaml'} has {', '.join(placed)}")
-    uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
     _report(console, "Not carried", [f"{name} ({count} times)" for name, count in sorted(uncarried.items())])
     differences = compare_splits(placed, {split: reading.index for split, reading in read_splits(out).items()})
     _report(console, "Reading it back differs", differences)
@@ -120,7 +123,13 @@ def _differences(before: AnnotationIndex, after: AnnotationIndex) -> list[str]:
             found.append(name)
     if (np.abs(before.boxes[rows] - after.boxes[other]) > _TOLERANCE).any():
         found.append("boxes by more than 0.01 px")
+    if _segmentations(before, rows.tolist()) != _segmentations(after, other.tolist()):
+        found.append("segmentations")
     return found
+
+
+def _segmentations(index: AnnotationIndex, rows: Sequence[int]) -> list[object]:
+    return [index.segmentations[row] for row in rows] if index.segmentations else [None] * len(rows)
 
 
 def _metadata(index: AnnotationIndex, position: int) -> dict[str, object]:

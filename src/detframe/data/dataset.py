@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,9 +15,10 @@ from torch.utils.data import Dataset
 
 from detframe.boxes import box_area, clip_boxes
 from detframe.data.annotations import AnnotationIndex
-from detframe.data.images import ImageError, read_image
-from detframe.letterbox import letterbox, to_input
-from detframe.structures import Batch, Targets
+from detframe.data.images import ImageError, image_size, read_image
+from detframe.data.masks import rasterise
+from detframe.letterbox import letterbox, letterbox_transform, to_input
+from detframe.structures import Batch, Targets, TrainingObjects
 
 
 class Sample(NamedTuple):
@@ -91,7 +93,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         original_boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
         original_boxes = clip_boxes(original_boxes, height, width)
         ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
-        if self.crop and (height > self.image_size[0] or width > self.image_size[1]):
+        if self._is_cropped(height, width):
             image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore)
         else:
             image, transform = letterbox(image, self.image_size[0], self.image_size[1], self.stretch)
@@ -115,6 +117,86 @@ class DetectionDataset(Dataset["Sample | None"]):
         positions = torch.nonzero(self._skipped).flatten().tolist()
         self._skipped.zero_()
         return [_reason(self.index.path(position)) for position in positions]
+
+    def objects(self) -> TrainingObjects:
+        """The objects as training sees them, for operators that must know the data before the first batch.
+
+        Boxes are clipped and letterboxed as :meth:`__getitem__` does it, but whole where ``crop`` cuts windows. Images
+        are read when their pixels are asked for; only of those that have objects but no stated size is the header read
+        now. Under ``on_bad_image="skip"`` an image of which that fails is left out.
+
+        Raises:
+            ImageError: An image without a stated size cannot be read; of ``read_image``, that image cannot be.
+        """
+        index = self.index
+        owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        rows = np.flatnonzero(self._usable & ~index.ignore)
+        sizes = self._sizes(np.unique(owners[rows]))
+        rows = rows[sizes[owners[rows], 0] > 0]
+        distinct, kind = np.unique(sizes, axis=0, return_inverse=True)
+        # A size of 0 x 0 stands for images that have no object or cannot be read.
+        moves = np.array([self._transform(int(h), int(w)) if h else (1, 1, 0, 0) for h, w in distinct]).reshape(-1, 4)
+        transforms = moves[kind.reshape(-1)]
+        limits = torch.from_numpy(np.tile(sizes[owners[rows]][:, ::-1], 2)).float()  # [N, 4] width, height, ...
+        boxes = torch.from_numpy(index.boxes[rows]).float().clamp(min=0)
+        boxes = torch.minimum(boxes, limits)
+        boxes = to_input(boxes[:, None], torch.from_numpy(transforms[owners[rows]]).float())[:, 0]
+        live = box_area(boxes) > 0
+        rows = rows[live.numpy()]
+
+        def read_mask(item: int) -> Tensor | None:
+            row = int(rows[item])
+            outline = index.segmentations[row] if index.segmentations else None
+            if outline is None:
+                return None
+            height, width = (int(side) for side in sizes[owners[row]])
+            size = (height, width) if self._is_cropped(height, width) else self.image_size
+            mask = rasterise(outline, size, transforms[owners[row]].tolist())
+            return None if mask is None else torch.from_numpy(mask)
+
+        return TrainingObjects(
+            boxes=boxes[live],
+            labels=torch.from_numpy(index.labels[rows]),
+            images=torch.from_numpy(owners[rows]),
+            class_names=index.class_names,
+            image_count=len(index),
+            read_image=self._read_whole,
+            read_mask=read_mask,
+        )
+
+    def _read_whole(self, position: int) -> Tensor:
+        """One image ``[3, H, W]`` as training sees it, but not cut to a window."""
+        image = read_image(self.index.path(position))
+        if self._is_cropped(image.shape[1], image.shape[2]):
+            return image
+        return letterbox(image, self.image_size[0], self.image_size[1], self.stretch)[0]
+
+    def _is_cropped(self, height: int, width: int) -> bool:
+        """Whether training takes windows from an image of this size."""
+        return self.crop and (height > self.image_size[0] or width > self.image_size[1])
+
+    def _transform(self, height: int, width: int) -> Sequence[float]:
+        """(scale_x, scale_y, offset_x, offset_y) from an original of this size to what training sees."""
+        if self._is_cropped(height, width):
+            return 1.0, 1.0, 0.0, 0.0
+        return letterbox_transform(height, width, self.image_size[0], self.image_size[1], self.stretch)
+
+    def _sizes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(height, width) ``[M, 2]`` of the images at these positions, 0 for others and for what is to be skipped."""
+        sizes = np.zeros_like(self.index.image_sizes)
+        sizes[positions] = self.index.image_sizes[positions]
+        unknown = positions[(sizes[positions] == 0).any(axis=1)]
+        with ThreadPoolExecutor() as pool:  # a header costs a wait for the disk, no arithmetic
+            sizes[unknown] = np.array(list(pool.map(self._header_size, unknown.tolist()))).reshape(-1, 2)
+        return sizes
+
+    def _header_size(self, position: int) -> tuple[int, int]:
+        try:
+            return image_size(self.index.path(position))
+        except ImageError:
+            if self.on_bad_image == "error":
+                raise
+            return 0, 0
 
     def _random_crop(self, image: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target_height, target_width = self.image_size
