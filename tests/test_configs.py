@@ -18,6 +18,7 @@ from detframe.training.task import DetectionTask
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+POLICIES = sorted(path.name for path in (ROOT / "configs" / "augment").glob("*.yaml"))
 MODELS = sorted(path.name for path in (ROOT / "configs" / "model").glob("*.yaml"))
 
 
@@ -64,6 +65,17 @@ def test_a_shipped_model_goes_into_a_configuration(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     configs = [str(ROOT / "configs" / "quickstart.yaml"), str(ROOT / "configs" / "model" / name)]
+    train_a_step(["--config", configs[0], "--config", configs[1], "--data.root", str(data["coco"])])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_shipped_policy_goes_into_a_configuration(
+    name: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = [str(ROOT / "configs" / "quickstart.yaml"), str(ROOT / "configs" / "augment" / name)]
     train_a_step(["--config", configs[0], "--config", configs[1], "--data.root", str(data["coco"])])
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from detframe.augment.base import BatchAugmentation
 from detframe.augment.crop_bank import LARGEST, Blend, CropBank, build_bank, ring_pixels
+from detframe.augment.facts import PolicyError
 from detframe.augment.paste_rate import PasteRate
 from detframe.boxes import box_area, intersection
 from detframe.structures import Batch, Targets, TrainingObjects
@@ -74,7 +75,7 @@ class CopyPaste(BatchAugmentation):
         """Cut out the crops, with a progress bar, and work out how often to paste.
 
         Raises:
-            ValueError: ``share`` is more than the slots can reach.
+            PolicyError: ``share`` is more than the slots can reach.
         """
         bank, notes = build_bank(objects, self.bank_size, self.blend)
         for note in notes:
@@ -98,7 +99,7 @@ class CopyPaste(BatchAugmentation):
             rank_zero_info(f"Copy-paste: the rarest class, {name}, has {before:.1%} of the boxes; nothing is pasted.")
             return
         if share >= reach:
-            raise ValueError(
+            raise PolicyError(
                 f"CopyPaste: a share of {share:.1%} cannot be reached. With {self.slots} slots and classes drawn by "
                 f"inverse frequency, {name} can rise from {before:.1%} to at most {reach:.1%} of the boxes; "
                 "ask for less, or raise `slots`."

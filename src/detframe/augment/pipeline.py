@@ -10,7 +10,7 @@ from typing import Literal
 import kornia.augmentation as K  # noqa: N812 - the name that Kornia's own documentation uses
 import torch
 from kornia.augmentation import AugmentationBase2D, GeometricAugmentationBase2D
-from torch import Tensor, nn
+from torch import Tensor
 
 from detframe.augment.base import BatchAugmentation
 from detframe.augment.color import RandomColorMatrix
@@ -56,7 +56,7 @@ _REFUSED = {
 }
 
 
-class AugmentationPipeline(nn.Module):
+class AugmentationPipeline:
     """Applies operators to the images of a training batch, in order, on the device where they are.
 
     Neighbouring flips, affine moves and perspectives, and a mosaic before them, read the pixels once, bilinearly; where
@@ -85,7 +85,6 @@ class AugmentationPipeline(nn.Module):
         deployment: DeploymentFacts | None = None,
         lint: Literal["error", "warn", "off"] = "warn",
     ) -> None:
-        super().__init__()
         self.min_visible = min_visible
         self.min_pixels = min_pixels
         self.deployment = deployment
@@ -125,7 +124,7 @@ class AugmentationPipeline(nn.Module):
         return find_contradictions(list(zip(self.names, self.operators, strict=True)), self.deployment, objects)
 
     @torch.no_grad()
-    def forward(self, batch: Batch, progress: float = 0.0, seed: int | None = None) -> Batch:
+    def __call__(self, batch: Batch, progress: float = 0.0, seed: int | None = None) -> Batch:
         """The batch with other pixels and boxes.
 
         Args:

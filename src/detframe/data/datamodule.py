@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.sampling import RepeatFactorSampler, repeat_factors
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 from detframe.data.unlabelled import read_images
@@ -62,6 +63,8 @@ class DetectionDataModule(LightningDataModule):
             was trained with, or false in a new training.
         multi_scale: Range of a random factor by which the size of each training batch differs, such as (0.75, 1.25),
             in steps of 32 pixels; null trains at one size.
+        repeat_threshold: Share of the training images below which a class has its images repeated, 0..1: by
+            ``sqrt(threshold / share)``, as in LVIS; null takes each image once an epoch.
         batch_size: Images per step and process.
         num_workers: Loader processes; 0 loads in the training process. null takes as many as there are cores, up to 8,
             where an accelerator does the training, and none where the CPU does and would wait for them.
@@ -85,6 +88,7 @@ class DetectionDataModule(LightningDataModule):
         crop_size: tuple[int, int] | None = None,
         stretch: bool | None = None,
         multi_scale: tuple[float, float] | None = None,
+        repeat_threshold: float | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
         augmentation: Augmentation | None = None,
@@ -103,6 +107,7 @@ class DetectionDataModule(LightningDataModule):
         self.crop_size = crop_size
         self.stretch = bool(stretch)
         self.multi_scale = multi_scale
+        self.repeat_threshold = repeat_threshold
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augmentation = augmentation
@@ -129,8 +134,10 @@ class DetectionDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Before a training, show the augmentation the data."""
-        if stage == "fit" and self.augmentation is not None:
-            self._seed_of_run = torch.initial_seed() % 2**63
+        if stage != "fit":
+            return
+        self._seed_of_run = torch.initial_seed() % 2**63
+        if self.augmentation is not None:
             self.augmentation.prepare(self.dataset("train").objects())
 
     def index(self, name: str) -> AnnotationIndex:
@@ -202,7 +209,11 @@ class DetectionDataModule(LightningDataModule):
         if workers is None:
             workers = min(_usable_cores(), _MOST_WORKERS) if accelerated else 0
         sampler: Sampler[int] | None = None
-        if not training and self.trainer is not None and self.trainer.world_size > 1:
+        if training and self.repeat_threshold is not None:
+            factors = repeat_factors(dataset.index, self.repeat_threshold)
+            world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+            sampler = RepeatFactorSampler(factors, world, rank, self._seed_of_run)
+        elif not training and self.trainer is not None and self.trainer.world_size > 1:
             # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
             sampler = UnrepeatedDistributedSampler(
                 dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
@@ -210,7 +221,7 @@ class DetectionDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=training,
+            shuffle=training and sampler is None,
             sampler=sampler,
             # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
             drop_last=training and len(dataset) > self.batch_size,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from detframe.data.annotations import AnnotationIndex
 
@@ -30,7 +30,7 @@ def repeat_factors(index: AnnotationIndex, threshold: float) -> NDArray[np.float
     return factors
 
 
-class RepeatFactorSampler(Sampler[int]):
+class RepeatFactorSampler(DistributedSampler[int]):
     """Takes image ``i`` its factor's floor or ceiling of times in an epoch, in random order.
 
     Every epoch has the same length, the rounded sum of the factors. Which images get the ceiling is drawn by systematic
@@ -46,16 +46,10 @@ class RepeatFactorSampler(Sampler[int]):
     """
 
     def __init__(self, factors: NDArray[np.float64], num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+        # torch's own class for what several processes share: Lightning calls its `set_epoch` and leaves it in place.
+        super().__init__(factors, num_replicas, rank, seed=seed, drop_last=True)  # type: ignore[arg-type] # of a length
         self.factors = np.asarray(factors, dtype=np.float64)
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.seed = seed
-        self.epoch = 0
         self.total = round(float(self.factors.sum()))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is for; Lightning calls it."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         """Count the images of this process."""
