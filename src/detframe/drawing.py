@@ -75,7 +75,7 @@ def draw_boxes(
     image: Tensor,
     boxes: Tensor,
     labels: Tensor,
-    scores: Tensor,
+    scores: Tensor | None,
     class_names: Sequence[str],
     truth: Truth | None = None,
     min_side: int = 0,
@@ -89,7 +89,7 @@ def draw_boxes(
         image: ``[3, H, W]`` uint8 RGB.
         boxes: ``[K, 4]`` xyxy in pixels of ``image``; only those to be drawn, so without padding.
         labels: ``[K]`` int64, 0..C-1.
-        scores: ``[K]`` 0..1.
+        scores: ``[K]`` 0..1; None for boxes that have none.
         class_names: Names by label; a label beyond them shows its number.
         truth: Ground truth of the image.
         min_side: Enlarge the picture by a whole factor of up to 4 until its shorter side has this many pixels, so that
@@ -104,10 +104,12 @@ def draw_boxes(
     if truth is not None:
         picture = _hatched(picture, truth.boxes[truth.ignore] * factor, style)
     pen = ImageDraw.Draw(picture)
-    for i in torch.argsort(scores).tolist():  # the surest last, on top
+    order = torch.arange(len(boxes)) if scores is None else torch.argsort(scores)
+    for i in order.tolist():  # the surest last, on top
         box, label = _corners(boxes[i] * factor), int(labels[i])
         _solid(pen, _around(box, style.line, picture), class_colour(label), style.line)
-        tags.append(_Tag(f"{_name(class_names, label)} {float(scores[i]):.2f}", box, class_colour(label)))
+        score = "" if scores is None else f" {float(scores[i]):.2f}"
+        tags.append(_Tag(_name(class_names, label) + score, box, class_colour(label)))
     tags.reverse()  # and its tag first
     if truth is not None:
         for box_tensor, label, ignored in zip(truth.boxes, truth.labels.tolist(), truth.ignore.tolist(), strict=True):

@@ -213,9 +213,8 @@ def _pairs(first: Batch, after: Batch, names: Sequence[str]) -> list[Any]:
         live, ignored = valid & ~targets.ignore[i], valid & targets.ignore[i]
         image = (batch.images[i] * 255).round().to(torch.uint8)
         regions = Truth(targets.boxes[i][ignored], targets.labels[i][ignored], targets.ignore[i][ignored])
-        ones = torch.ones(int(live.sum()))
         return draw_boxes(
-            image, targets.boxes[i][live], targets.labels[i][live], ones, names, truth=regions, min_side=480
+            image, targets.boxes[i][live], targets.labels[i][live], None, names, truth=regions, min_side=480
         )
 
     return [
