@@ -336,8 +336,10 @@ def _laid_out(bank: CropBank, look: _Look, canvas: tuple[int, int]) -> Tensor:
     sizes = bank.sizes[look.crops][:, :, None, None]
     there = (row < sizes[:, 0]) & (column < sizes[:, 1])  # [B, h, w]
     index = bank.starts[look.crops][:, None, None] + row * sizes[:, 1] + column
-    packed = bank.pixels[torch.where(there, index, 0)]
-    rgba = packed.view(torch.uint8).unflatten(2, (canvas[1], 4)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    packed: Tensor = bank.pixels[torch.where(there, index, 0)]
+    rgba: Tensor = (
+        packed.view(torch.uint8).unflatten(2, (canvas[1], 4)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    )
     # In place, as these are the larger part of what pasting costs on a CPU.
     rgba[:, 3].mul_(there & look.visible[:, None, None])
     rgba[:, :3].add_(look.shift[:, :, None, None]).clamp_(0, 1).mul_(rgba[:, 3:])
