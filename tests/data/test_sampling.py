@@ -49,7 +49,7 @@ FACTORS = st.lists(st.floats(1, 6), min_size=1, max_size=40).map(np.array)
 def test_each_image_comes_floor_or_ceiling_of_times(factors: np.ndarray, seed: int, epoch: int) -> None:
     sampler = RepeatFactorSampler(factors, seed=seed)
     sampler.set_epoch(epoch)
-    images = list(sampler)
+    images = [visit % len(factors) for visit in sampler]
     assert len(images) == len(sampler) == round(factors.sum())
     counts = np.bincount(images, minlength=len(factors))
     assert (counts >= np.floor(factors)).all()
@@ -75,7 +75,7 @@ def test_frequencies_are_the_factors_over_many_epochs() -> None:
     orders = set()
     for epoch in range(2000):
         sampler.set_epoch(epoch)
-        images = list(sampler)
+        images = [visit % 60 for visit in sampler]
         orders.add(tuple(images))
         counts += np.bincount(images, minlength=60)
     np.testing.assert_allclose(counts / 2000, factors, atol=0.05)
@@ -83,3 +83,12 @@ def test_frequencies_are_the_factors_over_many_epochs() -> None:
     assert len(orders) == 2000
     sampler.set_epoch(7)
     assert list(sampler) == list(sampler)
+
+
+def test_no_visit_comes_twice() -> None:
+    sampler = RepeatFactorSampler(np.array([1.0, 2.5, 1.0]), seed=0)
+    visits = []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        visits += list(sampler)
+    assert len(set(visits)) == len(visits) == 20 * len(sampler)

@@ -130,7 +130,7 @@ class CopyPaste(BatchAugmentation):
         gate = self.forward_parameters(tuple(batch.images.shape))["batch_prob"].to(device, non_blocking=True) > 0.5
         tried = (plan.gates < rate) & gate[:, None]
         targets = _with_rows(before, self.slots)
-        images = batch.images.clone()
+        images = batch.images.clone(memory_format=torch.contiguous_format)
         hidden = torch.zeros_like(targets.boxes[..., 0])  # [B, N + slots] square pixels
         for slot in range(self.slots):
             crop = plan.crops[:, slot]
@@ -313,17 +313,12 @@ def _paste(
     x = (inside[:, :1] + across * side[:, :1]) * (2 / canvas[1]) - 1
     y = (inside[:, 1:2] + down * side[:, 1:]) * (2 / canvas[0]) - 1
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)  # [B, h, w, 2]
-    laid_out = _laid_out(bank, look.crops, canvas).to(images.dtype)
-    # Colours come multiplied by alpha, so that what lies outside a crop does not bleed into its edge.
-    sampled = functional.grid_sample(laid_out, grid.to(images.dtype), align_corners=False)
-    sampled = sampled * look.visible[:, None, None, None]
-    colour, alpha = sampled[:, :3], sampled[:, 3:]
+    sampled = functional.grid_sample(_laid_out(bank, look, canvas), grid, align_corners=False)  # [B, 4, h, w]
 
     index = (rows[:, :, None] * width + columns[:, None]).flatten(1)[:, None].expand(-1, 3, -1)
     flat = images.flatten(2)  # a view
-    under = flat.gather(2, index).unflatten(2, window)
-    blended = under * (1 - alpha) + (colour + look.shift[:, :, None, None] * alpha)
-    flat.scatter_(2, index, blended.clamp(0, 1).flatten(2))
+    blended = flat.gather(2, index).unflatten(2, window).mul_(1 - sampled[:, 3:]).add_(sampled[:, :3])
+    flat.scatter_(2, index, blended.flatten(2))
 
 
 def _window(start: Tensor, length: int, limit: int) -> Tensor:
@@ -332,14 +327,21 @@ def _window(start: Tensor, length: int, limit: int) -> Tensor:
     return first[:, None] + torch.arange(length, device=start.device)
 
 
-def _laid_out(bank: CropBank, crops: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """Crops ``[B]`` in the upper left of canvases of one size, ``[B, 4, h, w]``: RGB times alpha, and alpha; 0..1."""
-    row = torch.arange(canvas[0], device=crops.device)[:, None]
-    column = torch.arange(canvas[1], device=crops.device)
-    sizes = bank.sizes[crops][:, :, None, None]
+def _laid_out(bank: CropBank, look: _Look, canvas: tuple[int, int]) -> Tensor:
+    """Crops in the upper left of canvases of one size, ``[B, 4, h, w]``: RGB times alpha, and alpha; 0..1.
+
+    Colours come multiplied by alpha, so that what lies outside a crop does not bleed into its edge.
+    """
+    row = torch.arange(canvas[0], device=look.crops.device)[:, None]
+    column = torch.arange(canvas[1], device=look.crops.device)
+    sizes = bank.sizes[look.crops][:, :, None, None]
     there = (row < sizes[:, 0]) & (column < sizes[:, 1])  # [B, h, w]
-    index = bank.starts[crops][:, None, None] + row * sizes[:, 1] + column
-    packed = bank.pixels[torch.where(there, index, 0)]
-    rgba = packed.view(torch.uint8).unflatten(2, (canvas[1], 4)).permute(0, 3, 1, 2) / 255
-    alpha = rgba[:, 3:] * there[:, None]
-    return torch.cat((rgba[:, :3] * alpha, alpha), dim=1)
+    index = bank.starts[look.crops][:, None, None] + row * sizes[:, 1] + column
+    packed: Tensor = bank.pixels[torch.where(there, index, 0)]
+    rgba: Tensor = (
+        packed.view(torch.uint8).unflatten(2, (canvas[1], 4)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    )
+    # In place, as these are the larger part of what pasting costs on a CPU.
+    rgba[:, 3].mul_(there & look.visible[:, None, None])
+    rgba[:, :3].add_(look.shift[:, :, None, None]).clamp_(0, 1).mul_(rgba[:, 3:])
+    return rgba

@@ -136,7 +136,7 @@ class DetectionDataModule(LightningDataModule):
         """Before a training, show the augmentation the data."""
         if stage != "fit":
             return
-        self._seed_of_run = torch.initial_seed() % 2**63
+        self._seed_of_run = int(os.environ.get("PL_GLOBAL_SEED", self.seed))  # Lightning's, the same on all processes
         if self.augmentation is not None:
             self.augmentation.prepare(self.dataset("train").objects())
 
@@ -209,11 +209,13 @@ class DetectionDataModule(LightningDataModule):
         if workers is None:
             workers = min(_usable_cores(), _MOST_WORKERS) if accelerated else 0
         sampler: Sampler[int] | None = None
-        if training and self.repeat_threshold is not None:
-            factors = repeat_factors(dataset.index, self.repeat_threshold)
+        if training:
+            factors = np.ones(len(dataset))
+            if self.repeat_threshold is not None:
+                factors = repeat_factors(dataset.index, self.repeat_threshold)
             world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
             sampler = RepeatFactorSampler(factors, world, rank, self._seed_of_run)
-        elif not training and self.trainer is not None and self.trainer.world_size > 1:
+        elif self.trainer is not None and self.trainer.world_size > 1:
             # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
             sampler = UnrepeatedDistributedSampler(
                 dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
@@ -221,7 +223,6 @@ class DetectionDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=training and sampler is None,
             sampler=sampler,
             # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
             drop_last=training and len(dataset) > self.batch_size,

@@ -77,8 +77,13 @@ class DetectionDataset(Dataset["Sample | None"]):
         """Count the images."""
         return len(self.index)
 
-    def __getitem__(self, position: int) -> Sample | None:
-        """Sample of the image at a position of the index, or None where it was skipped."""
+    def __getitem__(self, visit: int) -> Sample | None:
+        """Sample of the image at the position ``visit % len(self)`` of the index, or None where it was skipped.
+
+        What is random about it is drawn from the visit's own number (see
+        :class:`~detframe.data.sampling.RepeatFactorSampler`), whichever process it is that loads it.
+        """
+        position = visit % len(self)
         path = self.index.path(position)
         try:
             image = read_image(path)
@@ -94,7 +99,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         original_boxes = clip_boxes(original_boxes, height, width)
         ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
         if self._is_cropped(height, width):
-            image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore)
+            image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore, visit)
         else:
             image, transform = letterbox(image, self.image_size[0], self.image_size[1], self.stretch)
             boxes = to_input(original_boxes, transform)
@@ -198,11 +203,14 @@ class DetectionDataset(Dataset["Sample | None"]):
                 raise
             return 0, 0
 
-    def _random_crop(self, image: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _random_crop(
+        self, image: Tensor, boxes: Tensor, ignore: Tensor, visit: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target_height, target_width = self.image_size
         height, width = image.shape[1], image.shape[2]
-        top = int(torch.randint(0, max(height - target_height, 0) + 1, ()))
-        left = int(torch.randint(0, max(width - target_width, 0) + 1, ()))
+        random = np.random.default_rng(visit)
+        top = int(random.integers(max(height - target_height, 0) + 1))
+        left = int(random.integers(max(width - target_width, 0) + 1))
         window = image[:, top : top + target_height, left : left + target_width]
         shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
         clipped = clip_boxes(shifted, window.shape[1], window.shape[2])

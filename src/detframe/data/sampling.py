@@ -1,4 +1,4 @@
-"""Which images an epoch takes, and how often: classes that few images have are seen more."""
+"""Which images an epoch takes, in which order, and how often: classes that few images have are seen more."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ class RepeatFactorSampler(DistributedSampler[int]):
     image shared among all that have a fraction. Seed and epoch alone decide; several processes share one list, of which
     process ``r`` takes the places ``r``, ``r + num_replicas``, ...; what does not divide at its end is dropped.
 
+    It yields *visits*: ``visit % M`` is the position of an image, and the visit itself a number that no other place of no
+    other epoch has, from which the data set draws what is random about it. torch's own random sampler and the random
+    numbers of loader processes would depend on how many of these there are.
+
     Args:
-        factors: ``[M]``, 1 or more; see :func:`repeat_factors`.
+        factors: ``[M]``, 1 or more; see :func:`repeat_factors`. Ones take each image once an epoch.
         num_replicas: Processes that share the list.
         rank: Which of them this is, 0..num_replicas-1.
         seed: The same on all of them.
@@ -56,14 +60,15 @@ class RepeatFactorSampler(DistributedSampler[int]):
         return self.total // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        """Positions of images, 0..M-1."""
+        """Visits of images."""
         generator = np.random.default_rng([self.seed, self.epoch])
         whole = np.floor(self.factors).astype(np.int64)
         order = generator.permutation(len(whole))
         ends = np.cumsum((self.factors - whole)[order])
         whole[order] += _systematic(ends, self.total - int(whole.sum()), float(generator.random()))
         images = generator.permutation(np.repeat(np.arange(len(whole)), whole))
-        yield from images[self.rank :: self.num_replicas][: len(self)].tolist()
+        visits = images + len(whole) * (self.epoch * self.total + np.arange(self.total))
+        yield from visits[self.rank :: self.num_replicas][: len(self)].tolist()
 
 
 def _systematic(ends: NDArray[np.float64], count: int, draw: float) -> NDArray[np.int64]:

@@ -1,0 +1,108 @@
+"""What training batches go through, seen by a module that only looks at them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from detframe.augment.facts import DeploymentFacts, PolicyError
+from detframe.augment.mosaic import Mosaic
+from detframe.augment.pipeline import AugmentationPipeline, default_augmentations
+from detframe.data.datamodule import DetectionDataModule
+from detframe.data.sampling import RepeatFactorSampler
+from detframe.data.synthetic import write_dataset
+from detframe.structures import Batch
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, about loaders without workers and the like
+
+
+class Onlooker(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: list[tuple[int, Tensor, Tensor]] = []  # epoch, images, boxes
+        self.validated: list[Tensor] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.trained.append((self.current_epoch, batch.images.clone(), batch.targets.boxes.clone()))
+        return self.weight + torch.rand(())  # draws from the global generator, as dropout does
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated.append(batch.images.clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, train=10, val=4, test=1)
+    return folder
+
+
+def watched(root: Path, workers: int = 0, epochs: int = 2, resume: Path | None = None, **policy: object) -> Onlooker:
+    seed_everything(3)
+    augmentation = AugmentationPipeline([Mosaic(p=0.5), *default_augmentations()], **policy)  # type: ignore[arg-type]
+    data = DetectionDataModule(
+        root,
+        "train.json",
+        "val.json",
+        image_size=(64, 64),
+        batch_size=4,
+        num_workers=workers,
+        augmentation=augmentation,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=root,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+    )
+    module = Onlooker()
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    if resume is None and epochs == 1:
+        trainer.save_checkpoint(root / "one.ckpt")
+    return module
+
+
+def test_batches_are_the_same_with_any_number_of_workers(root: Path) -> None:
+    alone, helped = watched(root), watched(root, workers=2)
+    assert len(alone.trained) == 4
+    for (_, images, boxes), (_, others, other_boxes) in zip(alone.trained, helped.trained, strict=True):
+        assert images.equal(others)
+        assert boxes.equal(other_boxes)
+    assert not alone.trained[0][1].equal(alone.trained[2][1])
+
+
+def test_validation_sees_images_as_they_are(root: Path) -> None:
+    module = watched(root)
+    assert all(first.equal(second) for first, second in zip(module.validated[:1], module.validated[1:], strict=True))
+
+
+def test_the_last_epochs_are_clean_by_default(root: Path) -> None:
+    module = watched(root, epochs=8)
+    sides = [boxes.shape[1] for epoch, _, boxes in module.trained]
+    tiles = [epoch for (epoch, _, _), side in zip(module.trained, sides, strict=True) if side > max(sides) // 2]
+    assert max(tiles) == 6  # 7 / 8 is beyond 0.85
+    assert [epoch for epoch, _, _ in module.trained][-1] == 7
+
+
+def test_what_contradicts_the_deployment_stops_before_the_first_step(root: Path) -> None:
+    with pytest.raises(PolicyError, match="RandomHorizontalFlip contradicts `mirror: false`"):
+        watched(root, deployment=DeploymentFacts(mirror=False), lint="error")
+
+
+def test_images_of_rare_classes_are_repeated(root: Path) -> None:
+    data = DetectionDataModule(root, "train.json", "val.json", batch_size=4, repeat_threshold=1.0)
+    loader = data.train_dataloader()
+    assert isinstance(loader.sampler, RepeatFactorSampler)
+    assert isinstance(loader.sampler, DistributedSampler)  # or Lightning would share it out a second time
+    assert len(list(loader.sampler)) > 10
