@@ -38,8 +38,8 @@ class RepeatFactorSampler(DistributedSampler[int]):
     image shared among all that have a fraction. Seed and epoch alone decide; several processes share one list, of which
     process ``r`` takes the places ``r``, ``r + num_replicas``, ...; what does not divide at its end is dropped.
 
-    It yields *visits*: ``visit % M`` is the position of an image, and the visit itself a number that no other place of no
-    other epoch has, from which the data set draws what is random about it. torch's own random sampler and the random
+    It yields *visits*: ``visit % M`` is the position of an image, and the visit itself a number that no other place of
+    no other epoch has, from which the data set draws what is random about it. torch's own random sampler and the random
     numbers of loader processes would depend on how many of these there are.
 
     Args:
