@@ -29,6 +29,7 @@ _MEAN_OF_MEDIAN = 1.022  # the median of a patch's variance is below its mean; s
 _FINE, _COARSE = 1.0, 2.0  # standard deviations in pixels
 _ABOVE_MEAN, _OF_STRONGEST = 4.0, (0.04, 0.5)  # squared gradients that make an edge
 _SOFTEST = 10.0  # pixels
+_ANGLES = 32
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -107,10 +108,25 @@ def blur(images: Tensor) -> Tensor:
     count = edges.sum(dim=(1, 2, 3)).clamp(min=1)
     fine_mean = (fine * edges).sum(dim=(1, 2, 3)) / count - noise / _FINE**4
     coarse_mean = (coarse * edges).sum(dim=(1, 2, 3)) / count - noise / _COARSE**4
-    # At the edge of a step the squared gradient is A^2 / (2 pi (sigma^2 + s^2)).
-    softest = (_SOFTEST**2 + _COARSE**2) / (_SOFTEST**2 + _FINE**2)
-    ratio: Tensor = (fine_mean / coarse_mean.clamp(min=1e-12)).clamp(softest, _COARSE**2 / _FINE**2)
-    return ((_COARSE**2 - ratio * _FINE**2) / (ratio - 1)).sqrt()
+    return _blur_of_ratio(fine_mean / coarse_mean.clamp(min=1e-12))
+
+
+def blur_under_disk(own: Tensor, radius: Tensor) -> Tensor:
+    """What :func:`blur` says of an image after a lens out of focus, ``[B]`` pixels.
+
+    A disk flattens the middle of an edge, so that this is more than what its standard deviation, half the radius, adds.
+
+    Args:
+        own: ``[B]``, what it says before.
+        radius: ``[B]`` of the disk in pixels.
+    """
+    angle = (torch.arange(_ANGLES, device=own.device) + 0.5) * (math.pi / _ANGLES) - math.pi / 2
+    # The slope of an edge is the disk's chord, 2 / (pi r^2) sqrt(r^2 - x^2), under the Gaussian; x = r sin(angle).
+    chord, place = angle.cos() ** 2, (radius[:, None] * angle.sin()) ** 2
+    fine, coarse = own[:, None] ** 2 + _FINE**2, own[:, None] ** 2 + _COARSE**2
+    peak_fine = ((-place / (2 * fine)).exp() * chord).sum(dim=1) ** 2 / fine[:, 0]
+    peak_coarse = ((-place / (2 * coarse)).exp() * chord).sum(dim=1) ** 2 / coarse[:, 0]
+    return _blur_of_ratio(peak_fine / peak_coarse)
 
 
 def mean_light(images: Tensor) -> Tensor:
@@ -143,6 +159,14 @@ def content(images: Tensor) -> Tensor:
     columns = (images.amax(dim=2) > images.amin(dim=2)).any(dim=1)  # [B, W]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return (inside | ~inside.any(dim=3, keepdim=True).any(dim=2, keepdim=True)).to(images.dtype)
+
+
+def _blur_of_ratio(ratio: Tensor) -> Tensor:
+    """Sigma of the Gaussian under which the squared gradients of the two copies have this ratio, ``[B]``."""
+    # At the edge of a step the squared gradient is A^2 / (2 pi (sigma^2 + s^2)).
+    softest = (_SOFTEST**2 + _COARSE**2) / (_SOFTEST**2 + _FINE**2)
+    ratio = ratio.clamp(softest, _COARSE**2 / _FINE**2)
+    return ((_COARSE**2 - ratio * _FINE**2) / (ratio - 1)).sqrt()
 
 
 def _noise(plane: Tensor, inside: Tensor) -> Tensor:

@@ -103,9 +103,9 @@ def test_a_data_set_has_object_sizes_too(folder: Path) -> None:
 def test_the_command_exits_with_what_happened(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "site.yaml"
     assert main(["profile", str(folder / "*.jpg"), "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == read_profile(out).as_dict() | {
-        name: pytest.approx(values) for name, values in read_profile(out).as_dict().items() if isinstance(values, list)
-    }
+    printed, written = json.loads(capsys.readouterr().out), read_profile(out).as_dict()
+    assert printed.keys() == written.keys()
+    assert all(printed[name] == written[name] for name in ("brightness", "jpeg_quality", "images", "object_size"))
     for arguments, words in (
         ([str(folder)], "exists already"),
         ([str(tmp_path / "nowhere"), "--overwrite"], "no image there"),
