@@ -27,7 +27,9 @@ _STRUCTURED = 0.02  # standard deviation from which a patch tells less about noi
 _MEAN_OF_MEDIAN = 1.022  # the median of a patch's variance is below its mean; simulated
 
 _FINE, _COARSE = 1.0, 2.0  # standard deviations in pixels
-_ABOVE_MEAN, _OF_STRONGEST = 4.0, 0.04  # squared gradients that make an edge
+_ABOVE_MEAN, _OF_STRONGEST = 4.0, (0.04, 0.5)  # squared gradients that make an edge
+_SOFTEST = 10.0  # pixels
+_ANGLES = 32
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def noise_level(images: Tensor) -> Tensor:
     Args:
         images: ``[B, 3, H, W]`` of at least 16 x 16 px, float 0..1.
     """
-    return _noise(images[:, 1:2])
+    return _noise(images[:, 1:2], content(images))
 
 
 def blur(images: Tensor) -> Tensor:
@@ -82,6 +84,7 @@ def blur(images: Tensor) -> Tensor:
     A step from one pixel to the next has about 0.4; a lens in focus 0.5 to 1; what is above 2 looks soft. The gradients
     of two blurred copies are compared at strong edges (Zhuo and Sim, "Defocus map estimation from a single image",
     2011): their ratio depends on the width of an edge and not on its contrast. Noise is allowed for.
+    It ends at 10, which is also what an image without edges has.
 
     Args:
         images: ``[B, 3, H, W]`` of at least 16 x 16 px, float 0..1.
@@ -97,14 +100,33 @@ def blur(images: Tensor) -> Tensor:
     edges = inside * ((steep & (coarse >= across)) | (~steep & (coarse >= down)))
     mean = (coarse * inside).sum(dim=(2, 3), keepdim=True) / inside.sum(dim=(2, 3), keepdim=True)
     strongest = (coarse * edges).amax(dim=(2, 3), keepdim=True)
-    edges = edges * (coarse >= torch.maximum(_ABOVE_MEAN * mean, _OF_STRONGEST * strongest))
-    noise = _noise(grey) ** 2 / (4 * math.pi)  # white noise has 1 / (4 pi s^4) of its variance in the squared gradient
+    enough = (_ABOVE_MEAN * mean).clamp(min=_OF_STRONGEST[0] * strongest, max=_OF_STRONGEST[1] * strongest)
+    edges = edges * (coarse >= enough)
+    noise = _noise(grey, inside) ** 2 / (
+        4 * math.pi
+    )  # white noise has 1 / (4 pi s^4) of its variance in the squared gradient
     count = edges.sum(dim=(1, 2, 3)).clamp(min=1)
     fine_mean = (fine * edges).sum(dim=(1, 2, 3)) / count - noise / _FINE**4
     coarse_mean = (coarse * edges).sum(dim=(1, 2, 3)) / count - noise / _COARSE**4
-    # At the edge of a step the squared gradient is A^2 / (2 pi (sigma^2 + s^2)).
-    ratio: Tensor = (fine_mean / coarse_mean.clamp(min=1e-12)).clamp(1 + 1e-3, _COARSE**2 / _FINE**2)
-    return ((_COARSE**2 - ratio * _FINE**2) / (ratio - 1)).clamp(min=0).sqrt()
+    return _blur_of_ratio(fine_mean / coarse_mean.clamp(min=1e-12))
+
+
+def blur_under_disk(own: Tensor, radius: Tensor) -> Tensor:
+    """What :func:`blur` says of an image after a lens out of focus, ``[B]`` pixels.
+
+    A disk flattens the middle of an edge, so that this is more than what its standard deviation, half the radius, adds.
+
+    Args:
+        own: ``[B]``, what it says before.
+        radius: ``[B]`` of the disk in pixels.
+    """
+    angle = (torch.arange(_ANGLES, device=own.device) + 0.5) * (math.pi / _ANGLES) - math.pi / 2
+    # The slope of an edge is the disk's chord, 2 / (pi r^2) sqrt(r^2 - x^2), under the Gaussian; x = r sin(angle).
+    chord, place = angle.cos() ** 2, (radius[:, None] * angle.sin()) ** 2
+    fine, coarse = own[:, None] ** 2 + _FINE**2, own[:, None] ** 2 + _COARSE**2
+    peak_fine = ((-place / (2 * fine)).exp() * chord).sum(dim=1) ** 2 / fine[:, 0]
+    peak_coarse = ((-place / (2 * coarse)).exp() * chord).sum(dim=1) ** 2 / coarse[:, 0]
+    return _blur_of_ratio(peak_fine / peak_coarse)
 
 
 def mean_light(images: Tensor) -> Tensor:
@@ -139,8 +161,16 @@ def content(images: Tensor) -> Tensor:
     return (inside | ~inside.any(dim=3, keepdim=True).any(dim=2, keepdim=True)).to(images.dtype)
 
 
-def _noise(plane: Tensor) -> Tensor:
-    """:func:`noise_level` of one channel ``[B, 1, H, W]``."""
+def _blur_of_ratio(ratio: Tensor) -> Tensor:
+    """Sigma of the Gaussian under which the squared gradients of the two copies have this ratio, ``[B]``."""
+    # At the edge of a step the squared gradient is A^2 / (2 pi (sigma^2 + s^2)).
+    softest = (_SOFTEST**2 + _COARSE**2) / (_SOFTEST**2 + _FINE**2)
+    ratio = ratio.clamp(softest, _COARSE**2 / _FINE**2)
+    return ((_COARSE**2 - ratio * _FINE**2) / (ratio - 1)).sqrt()
+
+
+def _noise(plane: Tensor, inside: Tensor) -> Tensor:
+    """:func:`noise_level` of one channel ``[B, 1, H, W]``, given the :func:`content` ``[B, 1, H, W]``."""
     second = plane[..., 2:, :] - 2 * plane[..., 1:-1, :] + plane[..., :-2, :]
     response = second[..., 2:] - 2 * second[..., 1:-1] + second[..., :-2]  # [B, 1, H - 2, W - 2], 6 sigma
     variance = functional.avg_pool2d(response * response, _PATCH).flatten(1) / 36  # [B, patches]
@@ -149,7 +179,8 @@ def _noise(plane: Tensor) -> Tensor:
     structure = (functional.avg_pool2d(halves * halves, 2) - means * means).flatten(1)
     means = means.flatten(1)
     clipped = (means < _CLIPPED) | (means > 1 - _CLIPPED)
-    order = (structure + clipped * _STRUCTURED**2).argsort(dim=1)
+    outside = functional.avg_pool2d(1 - inside[..., 1:-1, 1:-1], _PATCH).flatten(1)
+    order = (structure + clipped * _STRUCTURED**2 + outside).argsort(dim=1)
     count = max(round(_FLAT_SHARE * variance.shape[1]), 1)
     return variance.gather(1, order[:, :count]).median(dim=1).values.sqrt() * _MEAN_OF_MEDIAN
 

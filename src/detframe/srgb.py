@@ -15,10 +15,10 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 _TOE_SRGB = 0.04045
 _TOE_LINEAR = 0.0031308
 _SLOPE = 12.92
-# Minimax fits by linear programming, the highest power first: of ((x + 0.055) / 1.055)^2.4 in x, and of
-# 1.055 x^(1 / 2.4) - 0.055 in the fourth root of x, in which it is nearly straight.
-_DECODE = (0.0597832659, -0.241179719, 0.611396112, 0.538856285, 0.0301545023, 0.00101054523)
-_ENCODE = (0.0813360609, -0.335517931, 1.12269675, 0.196130334, -0.0646108625)
+# Minimax fits by linear programming, exact at both ends, the highest power first: of ((x + 0.055) / 1.055)^2.4 in x,
+# and of 1.055 x^(1 / 2.4) - 0.055 in the fourth root of x, in which it is nearly straight.
+_DECODE = (0.0608788941, -0.245402798, 0.61686926, 0.535875672, 0.0308114654, 0.000967503338)
+_ENCODE = (0.0821428018, -0.338818778, 1.12683109, 0.194140988, -0.0642961062)
 
 
 def srgb_to_linear(encoded: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def srgb_to_linear(encoded: Tensor) -> Tensor:
         encoded: ``[...]``, float 0..1; what lies outside is clipped.
 
     Returns:
-        ``[...]``, off by at most 2.2e-5.
+        ``[...]``, off by at most 2.8e-5.
     """
     upper = encoded.clamp(_TOE_SRGB, 1)
     linear = _polynomial(_DECODE, upper, -_TOE_SRGB / _SLOPE)
@@ -43,11 +43,11 @@ def linear_to_srgb(linear: Tensor, out: Tensor | None = None) -> Tensor:
         out: ``[...]`` to write the result into; by default a new tensor.
 
     Returns:
-        ``[...]``, off by at most 3.5e-5, a hundredth of a grey level.
+        ``[...]`` 0..1, off by at most 4.6e-5, a hundredth of a grey level.
     """
     upper = linear.clamp(_TOE_LINEAR, 1)
     encoded = _polynomial(_ENCODE, upper.rsqrt_().rsqrt_(), -_TOE_LINEAR * _SLOPE, out)
-    return encoded.add_(torch.clamp(linear, 0, _TOE_LINEAR, out=upper), alpha=_SLOPE)
+    return encoded.add_(torch.clamp(linear, 0, _TOE_LINEAR, out=upper), alpha=_SLOPE).clamp_(0, 1)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor, shift: float, out: Tensor | None = None) -> Tensor:

@@ -18,12 +18,13 @@ from detframe.augment.photometric import (
     uniform,
 )
 from detframe.deployment import site_distribution
-from detframe.image_statistics import blur, luminance, mean_light, tint_of, warmth_of
+from detframe.image_statistics import blur, blur_under_disk, luminance, mean_light, tint_of, warmth_of
 from detframe.srgb import linear_to_srgb, srgb_to_linear
 
 _MAX_GAIN = 64.0  # what a site's value may ask for: six stops
 _NEUTRAL = 6504.0  # kelvin, the white of sRGB
 _SUBPIXELS = 8
+_HALVINGS = 10  # of the range of radii, in search of one
 
 
 class Exposure(LinearLightAugmentation):
@@ -222,9 +223,13 @@ class Defocus(PhotometricAugmentation):
 
     def _missing_radius(self, images: Tensor, target: Tensor) -> Tensor:
         """Radius of the disk that softens images to the target, ``[N]`` pixels."""
-        missing = target**2 - blur(images) ** 2
-        # Along one axis a disk has the variance r^2 / 4, and the pixels that sample it add 1 / 12.
-        return (2 * (missing - 1 / 12).clamp(min=0).sqrt()).clamp(max=self.radius[1])
+        own = blur(images)
+        low, high = torch.zeros_like(own), torch.full_like(own, self.radius[1])
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            too_soft = blur_under_disk(own, middle) > target
+            low, high = torch.where(too_soft, low, middle), torch.where(too_soft, middle, high)
+        return low
 
 
 def disk(radius: Tensor, reach: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -73,13 +74,17 @@ class PhotometricAugmentation(IntensityAugmentationBase2D, ABC):
         self, input: Tensor, params: Drawn, flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
         """Changed images as Kornia asks for them; those that ``p`` leaves out may come back as they were."""
+        precise = torch.amp.is_autocast_available(input.device.type)
+        with torch.autocast(input.device.type, enabled=False) if precise else nullcontext():
+            return self._changed(input, params)
+
+    def _changed(self, input: Tensor, params: Drawn) -> Tensor:
         own = {name: value for name, value in params.items() if name not in ("batch_prob", "forward_input_shape")}
         images = input.float()
         result = torch.empty_like(images, memory_format=torch.contiguous_format)
         if images.device.type != "cpu":
             drawn = {name: value.to(images.device, non_blocking=True) for name, value in own.items()}
-            with torch.autocast(images.device.type, enabled=False):
-                self.change(images, drawn, result)
+            self.change(images, drawn, result)
             return result.to(input.dtype)
         chosen = params["batch_prob"] > 0.5
         for i in range(len(images)):

@@ -34,7 +34,7 @@ def read_images(source: str) -> AnnotationIndex:
         image_root=root,
         categories=(),
         image_ids=np.arange(1, len(files) + 1),
-        file_names=[str(file.relative_to(root)) for file in files],
+        file_names=[str(file.relative_to(root) if path.is_dir() else file) for file in files],
         image_sizes=np.zeros((len(files), 2), dtype=np.int64),
         image_of_box=nothing.astype(np.int64),
         boxes=nothing.reshape(0, 4),
