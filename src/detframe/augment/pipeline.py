@@ -28,6 +28,7 @@ from detframe.augment.geometry import (
 )
 from detframe.augment.lint import find_contradictions
 from detframe.augment.mosaic import Mosaic
+from detframe.augment.photometric import PhotometricAugmentation
 from detframe.boxes import box_area, clip_boxes
 from detframe.letterbox import PAD_VALUE
 from detframe.structures import Batch, TrainingObjects
@@ -48,11 +49,14 @@ _COMPOSED = (
 )
 """Operators that are a homography of the whole image and keep its size: composed with their neighbours."""
 
+_KEEPS_THE_RANGE = (PhotometricAugmentation, RandomColorMatrix)
+"""Operators that give 0..1 by themselves: to clamp once more would cost as much as some of them do."""
+
 _REFUSED = {
     K.RandomThinPlateSpline: "moves pixels and leaves their boxes behind (IoU 0.51)",
     K.RandomFisheye: "moves pixels and leaves their boxes behind (IoU 0.27)",
     K.RandomElasticTransform: "moves pixels and leaves their boxes behind (IoU 0.92)",
-    K.RandomErasing: "keeps the boxes of objects that are gone; take detframe.augment.erasing.RandomHoles",
+    K.RandomErasing: "keeps the boxes of objects that are gone; take detframe.augment.erasing.Erasing",
 }
 
 
@@ -179,8 +183,10 @@ class AugmentationPipeline:
         if isinstance(operator, BatchAugmentation):
             return operator.augment(batch)
         images = operator(batch.images)
+        if isinstance(operator, _KEEPS_THE_RANGE):
+            return batch._replace(images=images)
         if not isinstance(operator, GeometricAugmentationBase2D):
-            return batch._replace(images=images.clamp(0, 1))  # noise and colour operators leave the range
+            return batch._replace(images=images.clamp(0, 1))  # Kornia's noise, for one, leaves the range
         assert operator.transform_matrix is not None
         matrices = from_pixel_centres(operator.transform_matrix.float())
         placed = move_boxes(batch.targets.boxes, matrices[:, None])
