@@ -74,7 +74,8 @@ class Exposure(LinearLightAugmentation):
 class WhiteBalance(LinearLightAugmentation):
     """Lamps of another colour temperature, or a white balance that misses theirs: gains in linear light.
 
-    Kornia's RandomPlanckianJitter multiplies sRGB values by ratios of light, which doubles their effect in stops.
+    Kornia's RandomPlanckianJitter multiplies sRGB values by ratios of light: about 1.8 times the effect, in stops, that
+    Planck's law has between 3500 and 15000 K, and nearly no blue at 3000 K.
 
     Args:
         temperature: Range in kelvin, 1667..25000, uniform in its reciprocal, in which equal steps look equal. 6504 is

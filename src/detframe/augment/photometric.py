@@ -74,8 +74,8 @@ class PhotometricAugmentation(IntensityAugmentationBase2D, ABC):
         self, input: Tensor, params: Drawn, flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
         """Changed images as Kornia asks for them; those that ``p`` leaves out may come back as they were."""
-        precise = torch.amp.is_autocast_available(input.device.type)
-        with torch.autocast(input.device.type, enabled=False) if precise else nullcontext():
+        kind = input.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return self._changed(input, params)
 
     def _changed(self, input: Tensor, params: Drawn) -> Tensor:
