@@ -107,7 +107,7 @@ class CopyPaste(BatchAugmentation):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:  # type: ignore[override]
-        """The batch with pasted objects in ``slots`` further rows of its targets.
+        """The batch with objects pasted in ``slots`` further rows of targets; as it is where nothing can be pasted.
 
         Raises:
             RuntimeError: It has not seen the training data.
