@@ -108,7 +108,7 @@ class CopyPaste(BatchAugmentation):
 
     @torch.no_grad()
     def augment(self, batch: Batch) -> Batch:
-        """The batch with pasted objects in ``slots`` further rows of its targets.
+        """The batch with objects pasted in ``slots`` further rows of targets; as it is where nothing can be pasted.
 
         Raises:
             RuntimeError: It has not seen the training data.

@@ -12,7 +12,7 @@ from detframe.data.annotations import AnnotationIndex
 
 
 def repeat_factors(index: AnnotationIndex, threshold: float) -> NDArray[np.float64]:
-    """How often each image is to be seen in an epoch, ``[M]``, 1 or more (Gupta et al. 2019, LVIS, appendix B).
+    """How often each image is to be seen in an epoch, ``[M]``, 1 or more (Gupta et al. 2019, LVIS).
 
     A class ``c`` that a share ``f_c`` of the images has gets ``max(1, sqrt(threshold / f_c))``; an image gets the most
     of its classes, and 1 where it has none. Ignore boxes do not count.
