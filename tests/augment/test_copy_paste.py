@@ -235,13 +235,25 @@ def test_needs_to_see_the_data_first() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 7])
-def test_waits_for_nothing(rows: int, no_waiting: TorchDispatchMode) -> None:
+def test_waits_for_nothing(rows: int, no_waiting: TorchDispatchMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detframe.augment.copy_paste._ONE_BY_ONE", ())  # what an accelerator does
     operator = prepared(drawn_objects([60, 6]), CopyPaste(share=0.3, mirror=True, p=0.9))
     torch.manual_seed(0)
     batch = random_batch(16, rows, [0.9, 0.1])
     with no_waiting:
         after = operator(batch)
     assert after.targets.valid[:, rows:].any()
+
+
+def test_pasting_one_by_one_and_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for one_by_one in (("cpu",), ()):
+        monkeypatch.setattr("detframe.augment.copy_paste._ONE_BY_ONE", one_by_one)
+        operator = prepared(drawn_objects([60, 6]), CopyPaste(share=0.3, mirror=True))
+        torch.manual_seed(0)
+        results.append(operator(random_batch(16, 7, [0.9, 0.1])))
+    torch.testing.assert_close(results[0].images, results[1].images, atol=1e-5, rtol=0)
+    assert results[0].targets.boxes.equal(results[1].targets.boxes)
 
 
 def test_eighty_classes_some_without_objects_and_some_too_large(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,8 @@ from detframe.augment.paste_rate import PasteRate
 from detframe.boxes import box_area, intersection
 from detframe.structures import Batch, Targets, TrainingObjects
 
+_ONE_BY_ONE = ("cpu",)  # devices where a small window for each is quicker than a large one for all
+
 
 class CopyPaste(BatchAugmentation):
     """Pastes objects of the training data into other images, the rarest classes most (Ghiasi et al. 2021).
@@ -144,7 +146,10 @@ class CopyPaste(BatchAugmentation):
             targets.labels[:, row] = self._bank.labels[crop] * accepted
             targets.valid[:, row] = accepted
             look = _Look(crop, plan.flips[:, slot], shift, accepted)
-            _paste(images, self._bank, look, box, draws.windows[slot], draws.canvases[slot])
+            for part in _parts(accepted):
+                room = draws.room[part, slot].max(axis=0)
+                crops = _Look(*(value[part] for value in look))
+                _paste(images[part], self._bank, crops, box[part], (room[0], room[1]), (room[2], room[3]))
         pasted = targets.valid[:, before.boxes.shape[1] :]
         self.rate.after(tried, pasted, targets.labels[:, before.boxes.shape[1] :])
         return batch._replace(
@@ -176,13 +181,11 @@ class CopyPaste(BatchAugmentation):
         places = np.concatenate((corner, corner + size[:, :, None]), axis=-1).astype(np.float32)
         flips = _uniform(*shape) < (0.5 if self.mirror else 0.0)
         # Of crops that do not fit nothing is seen, and they need no room.
-        reach = np.ceil(crops.sizes[item] * size / crops.objects[item] * fit[..., None]).max(axis=0).astype(int) + 2
-        canvas = (crops.sizes[item] * fit[..., None]).max(axis=0)
-        return _Draws(
-            plan=_Plan(*map(torch.from_numpy, (item, places, flips, _uniform(*shape), fit))),
-            windows=[(min(int(h), height), min(int(w), width)) for w, h in reach],
-            canvases=[(max(int(h), 1), max(int(w), 1)) for w, h in canvas],
-        )
+        reach = np.ceil(crops.sizes[item] * size / crops.objects[item] * fit[..., None]).astype(np.int64) + 2
+        canvas = np.maximum(crops.sizes[item] * fit[..., None], 1)
+        room = np.concatenate((np.minimum(reach, image)[..., ::-1], canvas[..., ::-1]), axis=-1)
+        plan = _Plan(*map(torch.from_numpy, (item, places, flips, _uniform(*shape), fit)))
+        return _Draws(plan, room)
 
     def _choose(
         self, images: Tensor, targets: Targets, hidden: Tensor, places: Tensor, surroundings: Tensor
@@ -255,8 +258,7 @@ class _Plan(NamedTuple):
 
 class _Draws(NamedTuple):
     plan: _Plan  # on the CPU
-    windows: list[tuple[int, int]]  # (height, width) in which all that a slot pastes has room
-    canvases: list[tuple[int, int]]  # (height, width) in which a slot's crops have room
+    room: NDArray[np.int64]  # [B, S, 4] (height, width) of the window that an object needs, and of its crop
 
 
 class _Look(NamedTuple):
@@ -266,6 +268,13 @@ class _Look(NamedTuple):
     flips: Tensor  # [B] bool
     shift: Tensor  # [B, 3] added to its colours
     visible: Tensor  # [B] bool
+
+
+def _parts(accepted: Tensor) -> list[slice]:
+    """Which images to paste into together: all, or on a CPU, which is not waited for, each that gets an object."""
+    if accepted.device.type not in _ONE_BY_ONE:
+        return [slice(0, len(accepted))]
+    return [slice(i, i + 1) for i in torch.nonzero(accepted).flatten().tolist()]
 
 
 def _uniform(*shape: int) -> NDArray[np.float32]:
