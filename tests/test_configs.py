@@ -1,5 +1,6 @@
 """Every shipped YAML trains a step, on drawn images in the format that it asks for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import instantiate_module
+from torchvision.models import detection
 
 from detframe.cli import main
 from detframe.data.convert import convert
 from detframe.data.synthetic import write_dataset
 from detframe.models.assigners import ATSSAssigner
 from detframe.models.heads.dense import DenseHead
+from detframe.models.transfer import initialise
 from detframe.structures import empty_targets
 from detframe.training.task import DetectionTask
 
@@ -89,6 +92,29 @@ def test_a_larger_shipped_model_learns_from_a_batch(name: str) -> None:
     loss.backward()
     assert loss.isfinite()
     assert [n for n, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("two_stage-medium", detection.fasterrcnn_resnet50_fpn),
+        ("two_stage-large", detection.fasterrcnn_resnet50_fpn_v2),
+        ("retina-medium", detection.retinanet_resnet50_fpn),
+        ("retina-large", detection.retinanet_resnet50_fpn_v2),
+        ("fcos-medium", detection.fcos_resnet50_fpn),
+    ],
+)
+def test_a_shipped_model_takes_the_weights_that_it_names(
+    name: str, build: Callable[..., torch.nn.Module], tmp_path: Path
+) -> None:
+    """Every parameter but the rows of the classes, from a file as torchvision would download it."""
+    config = yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]
+    task = instantiate_module(DetectionTask, {"class_names": ["a", "b"], **config})
+    torch.save(build(weights=None, weights_backbone=None).state_dict(), tmp_path / "weights.pth")
+    transfer = initialise(task.detector, ["a", "b"], str(tmp_path / "weights.pth"))
+    assert transfer.left == []
+    assert transfer.remade == [f"head.{key}" for key in task.detector.head.class_rows(2)]
 
 
 @pytest.mark.slow

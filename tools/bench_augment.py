@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def random_batch(count: int, size: int, boxes: int) -> Batch:
-    """Smooth random images with boxes from an eightieth to a half of the side, of ten classes, the first of them rare."""
+    """Smooth random images with boxes from an eightieth to a half of the side, of ten classes, the first one rare."""
     small = torch.rand(count, 3, size // 16, size // 16)
     images = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
     sides = size / 80 * 40 ** torch.rand(count, boxes, 2)

@@ -5,6 +5,8 @@ from kornia.augmentation import AugmentationBase2D
 
 from detframe.augment.base import BatchAugmentation
 from detframe.augment.color import RandomColorMatrix
+from detframe.augment.copy_paste import CopyPaste
+from detframe.augment.erasing import Erasing, GridErasing
 from detframe.augment.facts import DeploymentFacts, PolicyError
 from detframe.augment.lint import find_contradictions, measure_motion
 from detframe.augment.mosaic import Mosaic
@@ -44,6 +46,10 @@ def objects(side: float) -> TrainingObjects:
         (K.RandomGaussianBlur((31, 31), (8.0, 10.0)), {"min_object_px: 8"}),
         (K.RandomGaussianNoise(std=0.05), set()),
         (Mosaic(), set()),
+        (CopyPaste(), set()),
+        (CopyPaste(mirror=True), {"mirror: false"}),
+        (Erasing(min_object_pixels=16.0), set()),
+        (GridErasing(min_object_pixels=8.0), {"min_object_px: 8"}),
         (Mosaic(object_sizes=(4.0, 64.0)), {"min_object_px: 8"}),
     ],
     ids=lambda value: type(value).__name__,

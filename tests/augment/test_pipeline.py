@@ -6,8 +6,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from detframe.augment.color import RandomColorMatrix
+from detframe.augment.erasing import Erasing
+from detframe.augment.jpeg import JPEG
 from detframe.augment.mosaic import Mosaic
 from detframe.augment.pipeline import AugmentationPipeline, Operator, default_augmentations
+from detframe.augment.sensor import SensorNoise
 from detframe.structures import Batch, empty_targets
 
 Draw = Callable[..., Batch]
@@ -113,6 +116,15 @@ def test_what_is_taken_away_is_counted(drawn: Draw) -> None:
     step = "RandomTranslate + RandomHorizontalFlip"
     assert pipeline.counts() == {f"ignored/{step}": 2, f"gone/{step}": 1}
     assert pipeline.counts() == {}
+
+
+def test_nothing_is_read_back_from_the_device(drawn: Draw) -> None:
+    # On the meta device there is nothing to read: any wait for a value would fail.
+    batch: Batch = tree_map(lambda field: field.to("meta"), several(drawn))
+    operators = [*policy(), K.RandomPerspective(), Erasing(p=1.0), SensorNoise(p=1.0), JPEG(p=1.0)]
+    after = AugmentationPipeline(operators)(batch, seed=0)
+    assert after.images.shape == batch.images.shape
+    assert after.targets.boxes.shape == (4, 8, 4)
 
 
 def test_an_operator_that_pads_otherwise_runs_alone(drawn: Draw) -> None:

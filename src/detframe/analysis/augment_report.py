@@ -32,6 +32,7 @@ class Seen(NamedTuple):
     """What a set of batches holds."""
 
     sizes: NDArray[np.float64]  # square root of the area of every live object, pixels
+    sides: NDArray[np.float64]  # the shorter side of the same, pixels
     labels: NDArray[np.int64]  # of the same
     brightness: NDArray[np.float64]  # of every image
     noise: NDArray[np.float64]
@@ -50,6 +51,7 @@ class Trial(NamedTuple):
 def augment_report(
     config: Path,
     out: Path = Path("augment_report.html"),
+    policy: Path | None = None,
     root: Path | None = None,
     images: int = 256,
     samples: int = 6,
@@ -70,6 +72,7 @@ def augment_report(
     Args:
         config: A training configuration whose ``data:`` block has an ``augmentation``.
         out: The page to write.
+        policy: A file such as those in ``configs/augment/``, whose ``data:`` block goes over the configuration's.
         root: Where the data is, instead of the configuration's own ``data.root``.
         images: So many images are tried, in the order that a training would take them.
         samples: So many of them are shown.
@@ -83,11 +86,11 @@ def augment_report(
 
     try:
         site = read_profile(profile) if profile is not None else None
-        data, policy = _configured(config, root)
+        data, pipeline = _configured(config, policy, root)
         objects = data.dataset("train").objects()
-        findings = policy.findings(objects)
-        policy.show(objects)
-        trial = try_policy(data, policy, images, samples, seed, show_progress=not json)
+        findings = pipeline.findings(objects)
+        pipeline.show(objects)
+        trial = try_policy(data, pipeline, images, samples, seed, show_progress=not json)
     except (DataError, ImageError, ProfileError, ValueError) as error:
         print(
             dumps({"config": str(config), "error": str(error)}) if json else f"{error}",
@@ -101,10 +104,12 @@ def augment_report(
         print(dumps({"config": str(config), "page": str(out), **figures, "contradictions": found}))
     else:
         _print(figures, findings, out)
-    return 1 if findings and policy.lint == "error" else 0
+    return 1 if findings and pipeline.lint == "error" else 0
 
 
-def _configured(config: Path, root: Path | None) -> tuple[DetectionDataModule, AugmentationPipeline]:
+def _configured(
+    config: Path, policy: Path | None, root: Path | None
+) -> tuple[DetectionDataModule, AugmentationPipeline]:
     """The data module and the policy of a training configuration.
 
     Raises:
@@ -117,12 +122,13 @@ def _configured(config: Path, root: Path | None) -> tuple[DetectionDataModule, A
     from detframe.data.datamodule import DetectionDataModule
 
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        block = dict(content["data"])
+        block: dict[str, Any] = {}
+        for path in [config, *([policy] if policy is not None else [])]:
+            block.update(yaml.safe_load(path.read_text(encoding="utf-8"))["data"])
     except OSError as error:
-        raise DataError(f"{config}: cannot be read ({error.strerror}). Name a training configuration.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Name a training configuration.") from error
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{config}: is no training configuration with a `data:` block. Name one.") from error
+        raise DataError(f"{path}: is no training configuration with a `data:` block. Name one.") from error
     if root is not None:
         block["root"] = str(root)
     block["num_workers"] = 0
@@ -192,13 +198,20 @@ class _Collector:
         from detframe.image_statistics import brightness, noise_level
 
         live = batch.targets.valid & ~batch.targets.ignore
-        sizes = box_area(batch.targets.boxes[live]).sqrt()
-        values = (sizes, batch.targets.labels[live], brightness(batch.images), noise_level(batch.images))
+        boxes = batch.targets.boxes[live]
+        sides = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1)
+        values = (
+            box_area(boxes).sqrt(),
+            sides,
+            batch.targets.labels[live],
+            brightness(batch.images),
+            noise_level(batch.images),
+        )
         self._parts.append(tuple(value.double().numpy() for value in values))
 
     def seen(self) -> Seen:
-        sizes, labels, bright, noise = (np.concatenate(column) for column in zip(*self._parts, strict=True))
-        return Seen(sizes, labels.astype(np.int64), bright, noise)
+        sizes, sides, labels, bright, noise = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        return Seen(sizes, sides, labels.astype(np.int64), bright, noise)
 
 
 def _pairs(first: Batch, after: Batch, names: Sequence[str]) -> list[Any]:
@@ -241,9 +254,7 @@ def summary(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
             for i, name in enumerate(names)
         },
         "object_size_distance": round(distance(trial.before.sizes, trial.after.sizes), 4),
-        "smallest_object_px": round(float(trial.after.sizes.min(initial=np.inf)), 2)
-        if len(trial.after.sizes)
-        else None,
+        "shortest_side": {w: round(float(seen.sides.min()), 2) for w, seen in _times(trial).items() if len(seen.sides)},
         "milliseconds": {step: round(value, 3) for step, value in trial.milliseconds.items()},
         "taken": trial.taken,
     }
@@ -349,7 +360,9 @@ def _print(figures: dict[str, Any], findings: Sequence[Finding], out: Path) -> N
     for name, share in figures["class_shares"].items():
         shares.add_row(name, f"{share['before']:.1%}", f"{share['after']:.1%}")
     console.print(shares)
+    sides = ", ".join(f"{side:g} {when}" for when, side in figures["shortest_side"].items())
     console.print(f"Kolmogorov-Smirnov distance of object sizes: {figures['object_size_distance']:.3f}")
+    console.print(f"Shortest side of an object, pixels: {sides}")
     for finding in findings:
         console.print(str(finding), style="yellow")
     console.print(f"Written to {out}", soft_wrap=True)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from detframe.augment.base import BatchAugmentation
 from detframe.augment.crop_bank import LARGEST, Blend, CropBank, build_bank, ring_pixels
-from detframe.augment.facts import PolicyError
+from detframe.augment.facts import DeploymentFacts, PolicyError
 from detframe.augment.paste_rate import PasteRate
 from detframe.boxes import box_area, intersection
 from detframe.structures import Batch, Targets, TrainingObjects
@@ -159,6 +159,14 @@ class CopyPaste(BatchAugmentation):
             areas=functional.pad(batch.areas, (0, self.slots)),
             annotation_ids=functional.pad(batch.annotation_ids, (0, self.slots), value=-1),
         )
+
+    def contradictions(self, facts: DeploymentFacts, objects: TrainingObjects | None) -> list[tuple[str, str]]:
+        """See :class:`BatchAugmentation`."""
+        if self.mirror and facts.mirror is False:
+            return [
+                ("mirror: false", "it mirrors objects, which the deployment never shows; set its `mirror` to false")
+            ]
+        return []
 
     def _draw(self, count: int, height: int, width: int) -> _Draws:
         """Everything random about a batch, in NumPy: sizes of windows are read from it without asking the device."""

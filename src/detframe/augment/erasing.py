@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from detframe.augment.base import BatchAugmentation
+from detframe.augment.facts import DeploymentFacts
 from detframe.boxes import box_area, clip_boxes, intersection
-from detframe.structures import Batch, Targets
+from detframe.structures import Batch, Targets, TrainingObjects
 
 Fill = Literal["mean", "grey", "noise"]
 
@@ -54,6 +55,16 @@ class HoleErasing(BatchAugmentation):
         kept = bearable(holes, batch.targets, self.max_share, self.min_object_pixels) & gate[:, None]
         mask = covered(holes * kept[..., None], height, width)[:, None]  # [B, 1, H, W]
         return batch._replace(images=torch.where(mask, self._filling(images), images))
+
+    def contradictions(self, facts: DeploymentFacts, objects: TrainingObjects | None) -> list[tuple[str, str]]:
+        """See :class:`BatchAugmentation`."""
+        least = facts.min_object_px
+        if least is None or self.min_object_pixels >= 2 * least:
+            return []
+        wrong = (
+            f"it erases parts of objects of {self.min_object_pixels:g} pixels, of which less than `min_object_px` stays"
+        )
+        return [(f"min_object_px: {least:g}", f"{wrong}; raise its `min_object_pixels` to {2 * least:g}")]
 
     def _filling(self, images: Tensor) -> Tensor:
         """What holes show, ``[B, 3, H, W]`` or broadcast to it."""
