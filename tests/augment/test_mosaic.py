@@ -37,8 +37,10 @@ def scene(generator: torch.Generator, count: int = 4, objects: int = 5, side: in
 
 def training_objects(batches: list[Batch]) -> TrainingObjects:
     boxes = torch.cat([batch.targets.boxes.flatten(0, 1) for batch in batches])
-    zeros = torch.zeros(len(boxes), dtype=torch.int64)
-    return TrainingObjects(boxes, zeros, zeros, ["thing"], 1, lambda _: torch.zeros(3, 8, 8), lambda _: None)
+    images = torch.arange(len(boxes)) // batches[0].targets.boxes.shape[1]
+    return TrainingObjects(
+        boxes, torch.zeros_like(images), images, ["thing"], len(images), lambda _: torch.zeros(3, 8, 8), lambda _: None
+    )
 
 
 def sides(targets: Targets) -> Tensor:

@@ -18,8 +18,10 @@ from detframe.letterbox import PAD_VALUE
 from detframe.structures import Batch, Targets, TrainingObjects
 
 _BINS = 48  # of log size
-_STEP = 0.1  # of the weights, in a batch
-_ROUNDS_AT_FIRST = 50  # of choosing for the first batch, so that the weights are near when the first pixels are read
+_STEP = 0.05  # of the weights, in a batch
+_FIRST_STEPS = torch.linspace(0.5, _STEP, 100).tolist()  # before the first batch
+_EXAMPLES = 1024  # training images that these see the boxes of
+_TRIED = 64  # mosaics in each of these steps
 _LARGEST_WEIGHT = 8.0  # beyond, a size is as good as excluded, and would take long to come back
 
 
@@ -76,6 +78,7 @@ class Mosaic(BatchAugmentation):
         self.register_buffer("target", torch.full((_BINS,), 1 / _BINS), persistent=False)
         self.register_buffer("weights", torch.zeros(_BINS), persistent=False)
         self._pool = _Pool(cache)
+        self._examples = torch.zeros(0, 0, 4)
         self._fitted = False
         if profile is not None:
             self._aim_at(site_distribution(profile, "object_size").at(torch.linspace(0, 1, 10_000)).log())
@@ -83,9 +86,16 @@ class Mosaic(BatchAugmentation):
             self._aim_at(torch.linspace(math.log(object_sizes[0]), math.log(object_sizes[1]), 10_000))
 
     def prepare(self, objects: TrainingObjects) -> None:
-        """Take the wanted sizes from the training data where they are to be the data's own."""
-        if self.object_sizes == "data" and self.profile is None and len(objects.boxes):
+        """Take the wanted sizes from the training data where they are to be the data's own, and boxes to try with."""
+        if not len(objects.boxes):
+            return
+        if self.object_sizes == "data" and self.profile is None:
             self._aim_at(box_area(objects.boxes).sqrt().log())
+        images = torch.unique(objects.images)
+        images = images[torch.linspace(0, len(images) - 1, min(_EXAMPLES, len(images))).long()]
+        boxes = [objects.boxes[objects.images == image] for image in images]
+        self._examples = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)  # [M, N, 4]
+        self._fitted = False
 
     def _aim_at(self, log_sizes: Tensor) -> None:
         low, high = float(log_sizes.min()) - math.log(2), float(log_sizes.max()) + math.log(2)
@@ -120,16 +130,49 @@ class Mosaic(BatchAugmentation):
         rows = self._pool.rows(sources)
         shown = (gate[:, None] | shows_own).repeat_interleave(rows.valid.shape[1] // self.grid**2, dim=1)  # [B, T * N]
         rows = rows._replace(valid=rows.valid & shown)
-        for _ in range(1 if self._fitted else _ROUNDS_AT_FIRST):
-            lines = self._lines(count, height, width)
-            bounds = windows(lines).clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-            candidates = self._candidates(bounds, height, width).to(device, non_blocking=True)
-            bounds, lines = bounds.to(device, non_blocking=True), lines.to(device, non_blocking=True)
-            placed = self._choose(rows, bounds, candidates, gate, min_visible, min_pixels)
-        self._fitted = True
+        limits = (min_visible, min_pixels)
+        if not self._fitted and self._controls:
+            self._fit(height, width, limits)
+        boxes = rows.boxes.view(count, self.grid**2, -1, 4)
+        live = (rows.valid & ~rows.ignore & gate[:, None]).view(boxes.shape[:3])
+        placed, lines = self._place(boxes, live, height, width, limits, _STEP)
         canvas = torch.eye(3, device=device).expand(count, 3, 3)
         warp = _without(Warp(sources, placed, lines, canvas), gate, shows_own)
         return Layout(self._pool.images, warp, _with_rows(batch, rows))
+
+    @property
+    def _controls(self) -> bool:
+        return self.object_sizes is not None or self.profile is not None
+
+    def _fit(self, height: int, width: int, limits: tuple[float, float]) -> None:
+        """Bring the weights near to what they are to be, on boxes alone, before the first pixel is read."""
+        for step in _FIRST_STEPS if len(self._examples) else []:
+            boxes = self._examples[torch.randint(len(self._examples), (_TRIED, self.grid**2))].to(self.edges.device)
+            self._place(boxes, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1), height, width, limits, step)
+        self._fitted = True
+
+    def _place(
+        self, boxes: Tensor, live: Tensor, height: int, width: int, limits: tuple[float, float], step: float
+    ) -> tuple[Tensor, Tensor]:
+        """Draw lines and candidates, and take one candidate for each tile.
+
+        Args:
+            boxes: ``[B, T, N, 4]`` of the tiles' images.
+            live: ``[B, T, N]`` bool, which of them count.
+            height: Of the canvas in pixels.
+            width: Likewise.
+            limits: ``min_visible`` and ``min_pixels``.
+            step: By which the weights learn from it.
+
+        Returns:
+            Matrices ``[B, T, 3, 3]`` and lines ``[B, 2, grid - 1]``.
+        """
+        device = boxes.device
+        lines = self._lines(len(boxes), height, width)
+        bounds = windows(lines).clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        candidates = self._candidates(bounds, height, width).to(device, non_blocking=True)
+        bounds, lines = bounds.to(device, non_blocking=True), lines.to(device, non_blocking=True)
+        return self._choose(boxes, live, bounds, candidates, limits, step), lines
 
     def contradictions(self, facts: DeploymentFacts, objects: TrainingObjects | None) -> list[tuple[str, str]]:
         """See :class:`BatchAugmentation`."""
@@ -164,46 +207,45 @@ class Mosaic(BatchAugmentation):
 
     def _choose(
         self,
-        rows: _Rows,
+        boxes: Tensor,
+        live: Tensor,
         bounds: Tensor,
         candidates: Tensor,
-        gate: Tensor,
-        min_visible: float,
-        min_pixels: float,
+        limits: tuple[float, float],
+        step: float,
     ) -> Tensor:
         """Matrices ``[B, T, 3, 3]`` of the candidates taken; the weights learn from what they leave."""
         count, tiles = bounds.shape[:2]
+        min_visible, min_pixels = limits
         scale, offset = candidates[..., None, :1], candidates[..., None, 1:]  # [B, T, K, 1, ...]
-        boxes = rows.boxes.reshape(count, tiles, 1, -1, 4)
-        x1, y1, x2, y2 = (boxes * scale + torch.cat((offset, offset), dim=-1)).unbind(-1)  # [B, T, K, N]
+        moved = boxes[:, :, None] * scale + torch.cat((offset, offset), dim=-1)
+        x1, y1, x2, y2 = moved.unbind(-1)  # [B, T, K, N]
         area = (x2 - x1) * (y2 - y1)
         left, top, right, bottom = bounds[:, :, None, None].unbind(-1)
         wide = (x2.minimum(right) - x1.maximum(left)).clamp(min=0)
         high = (y2.minimum(bottom) - y1.maximum(top)).clamp(min=0)
-        whole = (rows.valid & ~rows.ignore).reshape(count, tiles, 1, -1)
-        live = whole & (wide * high >= min_visible * area) & (wide.minimum(high) >= min_pixels)
+        stays = (wide * high >= min_visible * area) & (wide.minimum(high) >= min_pixels) & live[:, :, None]
         bins = torch.bucketize((wide * high).clamp(min=1e-6).sqrt().log(), self.edges)
-        merit = (self.weights[bins] * live).sum(-1)  # [B, T, K]
+        merit = (self.weights[bins] * stays).sum(-1)  # [B, T, K]
         luck = -torch.empty(merit.shape).exponential_().log()  # Gumbel: the largest sum is a draw by softmax
         taken = (merit + luck.to(merit.device, non_blocking=True)).argmax(dim=2, keepdim=True)  # [B, T, 1]
-        expand = taken[..., None].expand(-1, -1, -1, live.shape[-1])
-        counts = (live.gather(2, expand) & gate[:, None, None, None]).float()
-        if self.object_sizes is not None or self.profile is not None:
-            self._learn(bins.gather(2, expand), counts)
+        if self._controls:
+            expand = taken[..., None].expand(-1, -1, -1, stays.shape[-1])
+            self._learn(bins.gather(2, expand), stays.gather(2, expand).float(), step)
         best = candidates.gather(2, taken[..., None].expand(-1, -1, -1, 3))[:, :, 0]  # [B, T, 3]
         matrices = torch.eye(3, device=best.device).repeat(count, tiles, 1, 1)
         matrices[..., 0, 0] = matrices[..., 1, 1] = best[..., 0]
         matrices[..., :2, 2] = best[..., 1:]
         return matrices
 
-    def _learn(self, bins: Tensor, counts: Tensor) -> None:
+    def _learn(self, bins: Tensor, counts: Tensor, step: float) -> None:
         """A step towards the weights of the wanted sizes, by the sizes ``bins`` that a batch came out with."""
         seen = torch.zeros_like(self.weights).scatter_add_(0, bins.flatten(), counts.flatten())
         total = seen.sum()
         a_tile = total / (counts.sum(-1) > 0).sum().clamp(min=1)  # objects that share a tile's scale move together
         lack = (self.target - seen / total.clamp(min=1)) / (self.target + 1 / _BINS)
-        step = torch.where(total > 0, _STEP * lack / a_tile.clamp(min=1), 0.0)
-        self.weights = (self.weights + step).clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+        change = torch.where(total > 0, step * lack / a_tile.clamp(min=1), 0.0)
+        self.weights = (self.weights + change).clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
 
 
 class _Rows(NamedTuple):
