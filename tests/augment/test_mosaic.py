@@ -127,6 +127,18 @@ def test_within_a_policy_an_affine_move_reads_beyond_the_canvas() -> None:
     assert grey.float().mean() < 0.5  # of the canvas alone three quarters would be
 
 
+def test_nothing_is_left_of_what_no_tile_shows(drawn: Callable[..., Batch]) -> None:
+    from kornia.augmentation import RandomRotation
+
+    square = drawn([[30.0, 34, 66, 70]], SIDE)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        turned = RandomRotation((20.0, 20.0), p=1.0)
+        after = AugmentationPipeline([Mosaic(object_sizes=None, p=1.0, scale=(1.0, 2.0)), turned])(square)
+        for x1, y1, x2, y2 in after.targets.boxes[after.targets.valid].round().int().tolist():
+            assert (after.images[0, 0, y1:y2, x1:x2] > 0.5).any()
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="`grid` is 4"):
         Mosaic(grid=4)

@@ -223,7 +223,7 @@ def settle(batch: Batch, boxes: Tensor, visible: Tensor, min_visible: float, min
     """Give the objects of a batch the boxes that an operator left them.
 
     An object of which too little is left becomes an ignore region, so that half of it is not taught as background;
-    one of which nothing is left becomes a padding row.
+    one of which nothing is left, or less than a pixel's width, becomes a padding row.
 
     Args:
         batch: Rows of N boxes.
@@ -234,7 +234,7 @@ def settle(batch: Batch, boxes: Tensor, visible: Tensor, min_visible: float, min
     """
     targets = batch.targets
     sides = boxes[..., 2:] - boxes[..., :2]
-    valid = targets.valid & (sides > 0).all(dim=-1)
+    valid = targets.valid & (visible > 0) & (sides >= 1).all(dim=-1)
     hidden = (visible < min_visible) | (sides.amin(dim=-1) < min_pixels)
     settled = targets._replace(
         boxes=torch.where(valid[..., None], boxes, 0.0),

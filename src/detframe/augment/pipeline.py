@@ -95,7 +95,7 @@ class AugmentationPipeline:
         self.lint = lint
         self.operators = list(operators)
         self.names = _names(operators)
-        self._until = _ends(self.names, operators, until)
+        self._until = _ends(self.names, until)
         self._ignored: dict[str, Tensor] = {}
         self._gone: dict[str, Tensor] = {}
         for operator in operators:
@@ -221,7 +221,7 @@ def _names(operators: Sequence[Operator]) -> list[str]:
     return names
 
 
-def _ends(names: Sequence[str], operators: Sequence[Operator], until: float | dict[str, float]) -> dict[str, float]:
+def _ends(names: Sequence[str], until: float | dict[str, float]) -> dict[str, float]:
     """Share of the training after which each operator rests."""
     if not isinstance(until, dict):
         return dict.fromkeys(names, float(until))
