@@ -118,6 +118,7 @@ def test_what_is_taken_away_is_counted(drawn: Draw) -> None:
     assert pipeline.counts() == {}
 
 
+@pytest.mark.usefixtures("kornia_that_waits_for_nothing")
 def test_nothing_is_read_back_from_the_device(drawn: Draw) -> None:
     # On the meta device there is nothing to read: any wait for a value would fail.
     batch: Batch = tree_map(lambda field: field.to("meta"), several(drawn))

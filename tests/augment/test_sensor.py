@@ -126,6 +126,7 @@ def test_it_stands_in_a_sequence_beside_a_flip(operator: Operator) -> None:
     assert not torch.equal(images, gradient().flip(3))
 
 
+@pytest.mark.usefixtures("kornia_that_waits_for_nothing")
 @pytest.mark.parametrize(("operator", "sited"), CASES)
 def test_nothing_waits_for_the_device(operator: Operator, sited: bool, site: Path) -> None:
     # A meta tensor has no values: whatever would read one back fails. All images go through at once, as on a GPU.

@@ -33,8 +33,8 @@ class BatchAugmentation(MixAugmentationBaseV2, ABC):
     def augment(self, batch: Batch) -> Batch:
         """The batch with other pixels and targets; ``images`` are float 0..1 before and after."""
 
-    def forward(self, batch: Batch) -> Batch:  # type: ignore[override]  # Kornia's take images alone
-        """See :meth:`augment`."""
+    def __call__(self, batch: Batch) -> Batch:  # type: ignore[override]  # Kornia's take images alone
+        """See :meth:`augment`; Kornia's own call, before version 0.9, keeps a copy of what comes back."""
         return self.augment(batch)
 
     def contradictions(self, facts: DeploymentFacts, objects: TrainingObjects | None) -> list[tuple[str, str]]:

@@ -87,6 +87,8 @@ class PhotometricAugmentation(IntensityAugmentationBase2D, ABC):
             self.change(images, drawn, result)
             return result.to(input.dtype)
         chosen = params["batch_prob"] > 0.5
+        if len(chosen) != len(images):  # before version 0.9, which Python 3.10 has, Kornia gives the chosen ones alone
+            chosen = torch.ones(len(images), dtype=torch.bool)
         for i in range(len(images)):
             if chosen[i]:
                 drawn = {name: value if name in self.shared else value[i : i + 1] for name, value in own.items()}
