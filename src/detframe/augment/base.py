@@ -33,7 +33,7 @@ class BatchAugmentation(MixAugmentationBaseV2, ABC):
     def augment(self, batch: Batch) -> Batch:
         """The batch with other pixels and targets; ``images`` are float 0..1 before and after."""
 
-    def __call__(self, batch: Batch) -> Batch:  # type: ignore[override]  # Kornia's take images alone
+    def __call__(self, batch: Batch) -> Batch:
         """See :meth:`augment`; Kornia's own call, before version 0.9, keeps a copy of what comes back."""
         return self.augment(batch)
 
