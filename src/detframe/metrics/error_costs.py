@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,8 @@ from detframe.metrics.average_precision import (
 )
 from detframe.metrics.errors import ErrorTable, ErrorType
 
-COCO_RECALLS = tuple(torch.linspace(0, 1, 101, dtype=torch.float64).tolist())
-"""Recalls at which COCO reads precision."""
+COCO_RECALLS: tuple[float, ...] = tuple(np.linspace(0, 1, 101).tolist())
+"""Recalls at which COCO reads precision; numpy's, as torch's ``linspace`` rounds otherwise."""
 
 ROWS_AT_ONCE = 2**21
 """Detections, once for each pair of classes that they matter to, that are looked at together: bounds the memory."""
