@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 
 from detframe.metrics.rows import DetectionRows, TruthRows
 
 
-def random_rows(seed: int, images: int, classes: int, *, tied: bool) -> tuple[DetectionRows, TruthRows]:
+def _random_rows(seed: int, images: int, classes: int, tied: bool) -> tuple[DetectionRows, TruthRows]:
     """Crowded images, some without a truth or a detection; ignored truths; detections near truths and elsewhere.
 
     Args:
@@ -52,3 +55,8 @@ def random_rows(seed: int, images: int, classes: int, *, tied: bool) -> tuple[De
             torch.from_numpy(ignore),
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def random_rows() -> Callable[[int, int, int, bool], tuple[DetectionRows, TruthRows]]:
+    return _random_rows
