@@ -35,12 +35,10 @@ def test_rows_match_as_each_image_does(
     for image in range(9):
         own = (detections.images == image).nonzero().flatten()
         present = (truths.images == image).nonzero().flatten()
-        found_here = Detections(
-            *(column[own][None] for column in detections[1:]), torch.ones(1, len(own), dtype=torch.bool)
-        )
-        truth_here = Targets(
-            *(column[present][None] for column in truths[1:]), torch.ones(1, len(present), dtype=torch.bool)
-        )
+        boxes, scores, labels = (column[own][None] for column in detections[1:])
+        found_here = Detections(boxes, scores, labels, torch.ones_like(labels, dtype=torch.bool))
+        boxes, labels, ignore = (column[present][None] for column in truths[1:])
+        truth_here = Targets(boxes, labels, ignore, torch.ones_like(ignore))
         matches = (match if matcher is match else match_any_class)(found_here, truth_here, [0.5])
         for k, row in enumerate(own.tolist()):
             target = int(matches.target[0, k, 0])
