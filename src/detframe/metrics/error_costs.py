@@ -133,7 +133,7 @@ def rank_confusions(
     """Pairs of classes by the AP that telling them apart would bring, the dearest first: what to collect images of.
 
     A pair's fix is that of its classification errors alone: one class loses false positives, the other gains true ones.
-    What is said of a pair holds in one direction; the other is a pair of its own. Equal costs go by errors, then by labels.
+    The opposite direction is a pair of its own. Equal costs go by errors, then by labels.
 
     Args:
         table: Of :func:`detframe.metrics.errors.find_errors`.
