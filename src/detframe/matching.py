@@ -30,13 +30,13 @@ class Matches(NamedTuple):
     detection: Tensor  # [B, N, T] int64, slot of the detection that found the object, the first of several; -1 for none
 
 
-class _Candidates(NamedTuple):
-    """Detections and objects that could match at some threshold, one row per pair."""
+class Pairs(NamedTuple):
+    """Detections and objects that overlap, one row per pair, in order of image, slot and row."""
 
     image: Tensor  # [P] int64
-    slot: Tensor  # [P] int64
-    row: Tensor  # [P] int64
-    overlap: Tensor  # [P] float64
+    slot: Tensor  # [P] int64, of the detection
+    row: Tensor  # [P] int64, of the object
+    overlap: Tensor  # [P] float64, 0..1: IoU, or with an ignore region the share of the detection that lies inside
 
 
 def match(detections: Detections, targets: Targets, iou_thresholds: Sequence[float] | Tensor) -> Matches:
@@ -53,11 +53,13 @@ def match(detections: Detections, targets: Targets, iou_thresholds: Sequence[flo
 
 def match_any_class(detections: Detections, targets: Targets, iou_thresholds: Sequence[float] | Tensor) -> Matches:
     """Match detections to objects by location alone, for confusion between classes; else as :func:`match`."""
-    return match(
-        detections._replace(labels=torch.zeros_like(detections.labels)),
-        targets._replace(labels=torch.zeros_like(targets.labels)),
-        iou_thresholds,
-    )
+    return match(*_of_one_class(detections, targets), iou_thresholds)
+
+
+def pairs_of_any_class(detections: Detections, targets: Targets, least: float) -> Pairs:
+    """All pairs that overlap by at least ``least``, 0..1, whatever their classes: what the matchers choose from."""
+    limit = torch.tensor(least, dtype=torch.float64, device=targets.boxes.device)
+    return _candidates(*_of_one_class(detections, targets), limit)
 
 
 def match_by_range(
@@ -131,6 +133,14 @@ def class_ranks(detections: Detections) -> Tensor:
     return torch.empty_like(labels, dtype=torch.int64).scatter_(1, order, position - first)
 
 
+def _of_one_class(detections: Detections, targets: Targets) -> tuple[Detections, Targets]:
+    """The same boxes, all of class 0."""
+    return (
+        detections._replace(labels=torch.zeros_like(detections.labels)),
+        targets._replace(labels=torch.zeros_like(targets.labels)),
+    )
+
+
 def _score_order(detections: Detections) -> tuple[Tensor, Tensor]:
     """Slots by descending score, unused ones last, and the place of each slot in that order; both ``[B, K]`` int64."""
     # Ascending order of negated scores puts NaN last, as numpy's does in pycocotools.
@@ -140,7 +150,7 @@ def _score_order(detections: Detections) -> tuple[Tensor, Tensor]:
     return order, place
 
 
-def _candidates(detections: Detections, targets: Targets, least: Tensor) -> _Candidates:
+def _candidates(detections: Detections, targets: Targets, least: Tensor) -> Pairs:
     """Pairs of one label that overlap by at least ``least``, in order of image, slot and row."""
     same = detections.labels[:, :, None] == targets.labels[:, None, :]  # [B, K, N]
     same &= detections.valid[:, :, None] & targets.valid[:, None, :]
@@ -153,7 +163,7 @@ def _candidates(detections: Detections, targets: Targets, least: Tensor) -> _Can
     whole = torch.where(targets.ignore[image, row], area, area + box_area(other) - shared)
     overlap = torch.where(shared > 0, shared / whole, 0.0)
     near = overlap >= least
-    return _Candidates(image[near], slot[near], row[near], overlap[near])
+    return Pairs(image[near], slot[near], row[near], overlap[near])
 
 
 def _serve_by_score(

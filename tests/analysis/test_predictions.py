@@ -13,10 +13,14 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detframe.analysis.prediction_rows import rows_of_table
 from detframe.analysis.predictions import coco_results, detection_rows, gather, truth_rows
 from detframe.data.annotations import AnnotationIndex, Category, build_index
 from detframe.data.coco import write_coco
 from detframe.matching import Matches, match
+from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
+from detframe.metrics.error_costs import error_costs
+from detframe.metrics.errors import find_errors
 from detframe.metrics.mean_ap import MeanAveragePrecision
 from detframe.structures import Batch, Detections, Targets
 
@@ -163,3 +167,27 @@ def test_without_annotations_nothing_is_said_of_matches(index: AnnotationIndex) 
     for row in detection_rows(detections, batch, None, index, ["nut", "screw"]).to_pylist():
         assert row["outcome"] is row["iou"] is row["annotation_id"] is None
         assert row["category_id"] == row["label"] + 1  # the file has no screw
+
+
+def test_errors_of_the_table_have_its_outcomes_and_the_ap_of_the_metric(
+    table: pa.Table, index: AnnotationIndex
+) -> None:
+    rows = rows_of_table(table)
+    errors = find_errors(rows.detections, rows.truths, 2)
+    names = {FALSE_POSITIVE: "false_positive", TRUE_POSITIVE: "true_positive", IGNORED: "ignored"}
+    outcomes = table["outcome"].to_pylist()
+    annotations = table["annotation_id"].to_pylist()
+    for i, row in enumerate(rows.detection_rows.tolist()):
+        outcome = int(errors.outcome[i])
+        assert outcomes[row] == names[outcome]
+        if outcome != FALSE_POSITIVE:
+            assert annotations[row] == annotations[int(rows.truth_rows[errors.truth[i]])]
+    for i, row in enumerate(rows.truth_rows.tolist()):
+        found = int(errors.found_by[i]) >= 0
+        assert outcomes[row] == ("ignored" if rows.truths.ignore[i] else "found" if found else "missed")
+    image_ids = table["image_id"].to_numpy()
+    assert rows.image_ids[rows.truths.images].tolist() == image_ids[rows.truth_rows.numpy()].tolist()
+    metric = MeanAveragePrecision()
+    detections, batch = make_batch(index)
+    metric.update_batch(detections, batch.targets, batch.areas, batch.image_ids)
+    assert error_costs(errors, 2).ap == pytest.approx(float(metric.compute()["map_50"]), abs=1e-6)

@@ -103,29 +103,43 @@ def precision_at_recall(
     """
     hits = (outcomes == TRUE_POSITIVE).nonzero().flatten()  # [H]
     hit_class = class_index[hits]
+    counted = torch.nn.functional.pad((outcomes != IGNORED).cumsum(0), (1, 0))
+    seen = counted[hits + 1] - counted[bounds[hit_class]]
+    read, at, found = read_precision(hit_class, seen, needed)
+    reached = needed <= found[:, None]
+    start = torch.where(needed > 0, torch.nn.functional.pad(hits, (0, 1))[at], bounds[:-1, None])
+    begun = (bounds[1:] > bounds[:-1])[:, None]
+    padded_scores = torch.nn.functional.pad(scores, (0, 1))
+    return read, torch.where(reached & begun, padded_scores[start], 0.0), found
+
+
+def read_precision(hit_class: Tensor, seen: Tensor, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Interpolated precision where the true positives are known: of false ones only their number before each matters.
+
+    Args:
+        hit_class: ``[H]`` int64, classes of the true positives, ascending.
+        seen: ``[H]`` int64, detections of its class up to each of them and with it, ascending within a class.
+        needed: ``[C, R]`` int64, true positives that each recall takes.
+
+    Returns:
+        Precision ``[C, R]``, 0 where recall is not reached, which of the true positives it is read at ``[C, R]``, and
+        the number of true positives ``[C]``.
+    """
     classes = len(needed)
     found = torch.bincount(hit_class, minlength=classes)  # [C]
     first = found.cumsum(0) - found
-    number = torch.arange(1, len(hits) + 1, device=hits.device) - first[hit_class]
-    counted = torch.nn.functional.pad((outcomes != IGNORED).cumsum(0), (1, 0))
-    seen = counted[hits + 1] - counted[bounds[hit_class]]
+    number = torch.arange(1, len(seen) + 1, device=seen.device) - first[hit_class]
     precision = number / (seen.double() + torch.finfo(torch.float64).eps)  # np.spacing(1), as COCOeval
 
     # A running maximum from the end. Classes that come earlier are lifted above all later ones, so that one pass does
     # all of them; its indices, not its values, are used because the lift costs the last digits.
     lifted = (precision + 2.0 * (classes - hit_class)).flip(0)
-    source = len(hits) - 1 - lifted.cummax(0).indices.flip(0) if len(hits) else hits
-    envelope = precision[source]
+    source = len(seen) - 1 - lifted.cummax(0).indices.flip(0) if len(seen) else hit_class
+    envelope = torch.nn.functional.pad(precision[source], (0, 1))
 
-    reached = needed <= found[:, None]
-    at = (first[:, None] + needed.clamp(min=1) - 1).clamp(max=max(len(hits) - 1, 0))
-    none = (found == 0)[:, None]
-    padded = torch.nn.functional.pad(envelope, (0, 1))
-    read = torch.where(reached & ~none, padded[at], 0.0)
-    start = torch.where(needed > 0, torch.nn.functional.pad(hits, (0, 1))[at], bounds[:-1, None])
-    begun = (bounds[1:] > bounds[:-1])[:, None]
-    padded_scores = torch.nn.functional.pad(scores, (0, 1))
-    return read, torch.where(reached & begun, padded_scores[start], 0.0), found
+    at = (first[:, None] + needed.clamp(min=1) - 1).clamp(max=max(len(seen) - 1, 0))
+    readable = (needed <= found[:, None]) & (found > 0)[:, None]
+    return torch.where(readable, envelope[at], 0.0), at, found
 
 
 def mean_of_defined(values: Tensor) -> float:
