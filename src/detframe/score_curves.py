@@ -34,7 +34,7 @@ def knots() -> Tensor:
 
 
 def calibrate_scores(scores: Tensor, labels: Tensor, curves: ScoreCurves) -> Tensor:
-    """Scores read on the curve of their class; beyond the outer knots the end segments go on.
+    """Scores read on the curve of their class; beyond the outer knots a logit adds 0.01.
 
     Computed in float64. There the order of float32 scores of a class is kept strictly, and with it AP, as long as the
     curves rise everywhere, as those of :mod:`detframe.metrics.calibrators` do. Rounded to float32 the order is kept but
@@ -50,8 +50,11 @@ def calibrate_scores(scores: Tensor, labels: Tensor, curves: ScoreCurves) -> Ten
     """
     # 1e-45 is below all float32 above 0, and 1 - 1e-16 above all below 1, so that 0 and 1 keep their places too.
     raw = torch.logit(scores.double().clamp(1e-45, 1 - 1e-16))
-    place = (raw - curves.knots[0]) / (curves.knots[1] - curves.knots[0])
-    left = place.floor().clamp(0, len(curves.knots) - 2).long()
+    inside = raw.clamp(curves.knots[0], curves.knots[-1])
+    place = (inside - curves.knots[0]) / (curves.knots[1] - curves.knots[0])
+    left = place.floor().clamp(max=len(curves.knots) - 2).long()
     low = curves.logits[labels, left]
     high = curves.logits[labels, left + 1]
-    return torch.sigmoid(low + (high - low) * (place - left)).to(scores.dtype)
+    # The end segment may be a step, which would run into 0 or 1 if it went on.
+    outside = 0.01 * (raw - inside)
+    return torch.sigmoid(low + (high - low) * (place - left) + outside).to(scores.dtype)

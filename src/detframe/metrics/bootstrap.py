@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +86,7 @@ def average_precision_intervals(
     replicates = weighted_average_precision(evaluated, classes, weights)
 
     def interval(mean: Callable[[Floats], Floats]) -> Interval:
-        return bias_corrected_interval(mean(estimate), mean(replicates), level)
+        return basic_interval(mean(estimate), mean(replicates), level)
 
     return AveragePrecisionIntervals(
         per_class_and_iou=interval(lambda values: values),
@@ -131,32 +130,35 @@ def weighted_average_precision(evaluated: EvaluatedImages, classes: int, weights
     return result
 
 
-def bias_corrected_interval(estimate: Floats, replicates: Floats, level: float) -> Interval:
-    """Bias-corrected percentile interval.
+def basic_interval(estimate: Floats, replicates: Floats, level: float) -> Interval:
+    """Basic (reflected) bootstrap interval of a share, on the scale ``arcsin(sqrt(share))``.
 
-    Percentiles are moved by the share of replicates below the estimate: average precision of a small sample is biased
-    upwards, since interpolation takes maxima, and that of a bootstrap sample once more. Efron and Tibshirani, "An
-    Introduction to the Bootstrap", 1993, 14.3, without acceleration.
+    Average precision of a small sample is biased upwards, since interpolation takes maxima, and that of a bootstrap
+    sample once more, so percentiles of replicates lie too high; reflecting them at the estimate takes that back (Efron
+    and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13). The scale, on which a share's spread does not
+    depend on the share, keeps intervals near 1 wide enough and within 0..1. On simulated data of 70 to 1,500 images 91
+    to 95 % of 95 % intervals held the true AP, where percentiles gave 86 to 97.
+
+    It knows only the images there are. With fewer than about 50 objects of a class it is too narrow (3 images with 17
+    objects: 53 %), and where all replicates equal the estimate it is a point. The bootstrap sees about half of the bias
+    upwards: over few classes that is little beside the spread, but a mean over many rare classes averages the spread
+    away and keeps the bias, so its interval may end below the estimate and still lie too high (80 classes, most with
+    fewer than 100 objects: 55 %).
 
     Args:
-        estimate: ``[...]``, of all images.
-        replicates: ``[B, ...]``; NaN, where a replicate has nothing to measure, is left out.
+        estimate: ``[...]``, 0..1, of all images.
+        replicates: ``[B, ...]``, 0..1; NaN, where a replicate has nothing to measure, is left out.
         level: 0..1.
     """
-    flat = replicates.reshape(len(replicates), -1)
-    low, high = (np.full(flat.shape[1], np.nan) for _ in range(2))
-    normal = NormalDist()
-    reach = normal.inv_cdf((1 + level) / 2)
-    for i, value in enumerate(np.asarray(estimate).ravel()):
+    centre = np.arcsin(np.sqrt(np.asarray(estimate, dtype=np.float64)))
+    flat = np.arcsin(np.sqrt(replicates)).reshape(len(replicates), -1)
+    bounds = np.full((2, flat.shape[1]), np.nan)
+    for i, value in enumerate(centre.ravel()):
         drawn = flat[~np.isnan(flat[:, i]), i]
-        if math.isnan(value) or not len(drawn):
-            continue
-        below = (np.count_nonzero(drawn < value) + np.count_nonzero(drawn == value) / 2) / len(drawn)
-        # A share of 0 or 1 would move the percentiles to infinity; B draws cannot tell it from half a draw.
-        shift = 2 * normal.inv_cdf(min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn)))
-        low[i], high[i] = np.quantile(drawn, [normal.cdf(shift - reach), normal.cdf(shift + reach)])
-    shape = replicates.shape[1:]
-    return Interval(np.asarray(estimate, dtype=np.float64), low.reshape(shape), high.reshape(shape))
+        if len(drawn) and not math.isnan(value):
+            bounds[:, i] = 2 * value - np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2])
+    shares = (np.sin(bounds.clip(0, math.pi / 2)) ** 2).reshape(2, *replicates.shape[1:])
+    return Interval(np.asarray(estimate, dtype=np.float64), shares[0, ...], shares[1, ...])
 
 
 def _class_average_precision(
