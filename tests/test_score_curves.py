@@ -28,6 +28,8 @@ def test_each_class_has_its_curve() -> None:
     both = calibrate_scores(scores, labels, curves(knots(), 0.5 * knots() - 1))
     expected = torch.sigmoid(0.5 * torch.logit(scores) - 1)
     expected[0, 0] = 0.2
+    # Beyond the knots, the last of which is at -18, a logit adds 0.01.
+    expected[1, 1] = torch.sigmoid(-9 - 1 + 0.01 * (torch.logit(scores[1, 1]) + 18))
     torch.testing.assert_close(both, expected)
     assert calibrate_scores(scores.float(), labels, curves(knots(), knots())).dtype == torch.float32
 
@@ -37,7 +39,7 @@ def test_each_class_has_its_curve() -> None:
 def test_neighbouring_float32_scores_stay_apart_in_float64(score: float, seed: int) -> None:
     # A flat curve with one step in it, as isotonic regression gives, at the least slope.
     step = np.random.default_rng(seed).integers(0, len(knots()))
-    flat = 0.01 * knots() + torch.where(torch.arange(len(knots())) < step, -11.0, 11.0)
+    flat = 0.01 * knots() + torch.where(torch.arange(len(knots())) < step, torch.tensor(-11.0), torch.tensor(11.0))
     low = np.float32(score)
     pair = torch.tensor(np.array([low, np.nextafter(low, np.float32(1))]))
     if pair[0] == pair[1]:

@@ -51,8 +51,8 @@ def coco_average_precision(evaluated: EvaluatedImages, classes: int) -> NDArray[
 def copied(evaluated: EvaluatedImages, weights: NDArray[np.int32]) -> EvaluatedImages:
     """The set of images in which each stands as often as its weight says."""
     rows, objects = weights[evaluated.images], weights[evaluated.object_images]
-    detections = [np.repeat(column, rows, axis=0) for column in evaluated[:4]]
-    return EvaluatedImages(*detections, *(np.repeat(column, objects) for column in evaluated[4:]))
+    columns = zip(evaluated, [rows] * 4 + [objects] * 2, strict=True)
+    return EvaluatedImages(*(np.repeat(column, times, axis=0) for column, times in columns))
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,7 +96,8 @@ def test_intervals_of_a_class_without_objects_are_nan() -> None:
     assert result.per_iou.estimate.shape == (2,)
     assert result.overall.estimate == pytest.approx(np.nanmean(result.per_class.estimate))
     assert result.overall.low < result.overall.estimate < result.overall.high
-    empty = EvaluatedImages(*(np.zeros(0, int) for _ in range(3)), np.zeros((0, 2)), np.zeros(0, int), np.zeros(0, int))
+    none = np.zeros(0, dtype=int)
+    empty = EvaluatedImages(none, none, none, np.zeros((0, 2)), none, none)
     assert np.isnan(average_precision_intervals(empty, 2, bootstrap_weights(4, 10, 0)).overall).all()
 
 
@@ -129,7 +130,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for seed in range(runs):
         interval = average_precision_intervals(draw(seed, 150), 1, bootstrap_weights(150, 200, seed)).overall
         held += int(interval.low <= truth <= interval.high)
-    # 95 % of 200 is 190 with a deviation of 3.1; sets of images in place of weights hold about 86 %.
+    # 95 % of 200 is 190 with a deviation of 3.1; intervals 0.76 times as wide would hold 86 %.
     assert 0.91 <= held / runs <= 0.985
 
 

@@ -1,6 +1,6 @@
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ from detframe.metrics.calibrators import (
     rising,
 )
 from detframe.score_curves import ScoreCurves, calibrate_scores, knots
+
+# scipy has no types.
+minimize: Any = scipy.optimize.minimize
 
 Floats = NDArray[np.float64]
 Fit = Callable[[NDArray[np.float32], Floats, NDArray[np.int64], int], ScoreCurves]
@@ -81,7 +84,7 @@ def test_the_line_is_the_optimum(seed: int, count: int, precision: float) -> Non
         prior = precision / 2 * ((candidate[0] - 1) ** 2 + (candidate[1] - 0.5) ** 2)
         return float((np.logaddexp(0, expected) - targets * expected).sum() + prior)
 
-    best = scipy.optimize.minimize(loss, [1.0, 0.0], bounds=[(MIN_SLOPE, None), (None, None)], method="L-BFGS-B")
+    best = minimize(loss, [1.0, 0.0], bounds=[(MIN_SLOPE, None), (None, None)], method="L-BFGS-B")
     assert loss(np.array(line)) <= best.fun + 1e-7 * max(1, abs(best.fun))
     assert line[0] >= MIN_SLOPE
 
