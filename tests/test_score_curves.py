@@ -38,7 +38,7 @@ def test_each_class_has_its_curve() -> None:
 @given(SCORES, st.integers(0, 10**9))
 def test_neighbouring_float32_scores_stay_apart_in_float64(score: float, seed: int) -> None:
     # A flat curve with one step in it, as isotonic regression gives, at the least slope.
-    step = np.random.default_rng(seed).integers(0, len(knots()))
+    step = int(np.random.default_rng(seed).integers(0, len(knots())))
     flat = 0.01 * knots() + torch.where(torch.arange(len(knots())) < step, torch.tensor(-11.0), torch.tensor(11.0))
     low = np.float32(score)
     pair = torch.tensor(np.array([low, np.nextafter(low, np.float32(1))]))

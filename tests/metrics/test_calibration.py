@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from detframe.metrics.calibration import (
     detection_ece,
+    error_by_chance,
     expected_calibration_error,
     localisation_aware_ace,
     localisation_aware_ece,
@@ -35,6 +36,15 @@ def test_errors_by_hand() -> None:
     assert ece.mean == pytest.approx(0.25)
     ace = localisation_aware_ace(scores, ious, labels, np.array([2, 1, 4, 0]))
     np.testing.assert_allclose(ace.per_class, [0.5, 0, np.nan, np.nan], atol=1e-15)
+
+
+def test_true_scores_show_the_error_of_chance() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.beta(1, 2, 1500)
+    drawn = [reliability_bins(scores, rng.random(1500) < scores, 15) for _ in range(200)]
+    mean = np.mean([expected_calibration_error(bins) for bins in drawn])
+    assert mean == pytest.approx(float(error_by_chance(drawn[0])), rel=0.05)
+    assert np.isnan(error_by_chance(reliability_bins(np.zeros(0), np.zeros(0), 5)))
 
 
 def test_nothing_is_not_zero() -> None:

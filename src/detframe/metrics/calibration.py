@@ -96,6 +96,20 @@ def expected_calibration_error(bins: ReliabilityBins) -> Floats:
     return np.asarray(np.where(total > 0, error, np.nan), dtype=np.float64)
 
 
+def error_by_chance(bins: ReliabilityBins) -> Floats:
+    """The calibration error that a detector with true scores would show all the same, in bins so filled.
+
+    Precision of a bin of ``n`` detections with mean score ``s`` scatters with a variance of ``s (1 - s) / n``, so its
+    mean distance from ``s`` is ``sqrt(2 s (1 - s) / (pi n))``. An error near this one cannot be told from none. For IoU
+    as the target it is an upper bound, since IoUs scatter less than hits and misses.
+
+    Returns:
+        ``[]``, or ``[C]`` for bins per class; NaN where there is no detection.
+    """
+    scatter = np.sqrt(2 / np.pi * bins.mean_score * (1 - bins.mean_score) / np.maximum(bins.counts, 1))
+    return expected_calibration_error(bins._replace(mean_target=bins.mean_score + scatter))
+
+
 def detection_ece(scores: NDArray[Any], true_positive: NDArray[Any], bins: int = 10, min_score: float = 0.3) -> float:
     """D-ECE: how far precision is from the mean score, over all classes together.
 
