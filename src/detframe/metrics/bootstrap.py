@@ -1,0 +1,236 @@
+"""Intervals of average precision by an image bootstrap: weighted counts, as drawing images with repetition gives them.
+
+A replicate draws as many images as there are, with repetition. How often each was drawn is its weight, and its
+detections and objects count that many times. Nothing is matched again, no image is copied, and no repetition is lost:
+turning the draw into a set of images makes intervals 0.76 times too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
+from detframe.metrics.columns import check_labels, check_lengths
+
+Floats = NDArray[np.float64]
+
+RECALLS = np.linspace(0, 1, 101)
+"""Recalls that COCO reads precision at."""
+
+VALUES_AT_ONCE = 2**19
+"""Detections of a class times replicates that are counted together: 4 MiB an array, which stays in the cache."""
+
+
+class EvaluatedImages(NamedTuple):
+    """Matched detections and the objects of ``I`` images and ``C`` classes, in any order; ``T`` IoU thresholds."""
+
+    scores: NDArray[Any]  # [D]
+    labels: NDArray[Any]  # [D], 0..C-1
+    images: NDArray[Any]  # [D], 0..I-1, the image's place, not its id
+    outcomes: NDArray[Any]  # [D, T], average_precision's FALSE_POSITIVE, TRUE_POSITIVE or IGNORED
+    object_labels: NDArray[Any]  # [G], 0..C-1, of the objects that can be found: not of those set aside
+    object_images: NDArray[Any]  # [G], 0..I-1
+
+
+class Interval(NamedTuple):
+    """An estimate with its interval; arrays of one shape, NaN where there is nothing to measure."""
+
+    estimate: Floats
+    low: Floats
+    high: Floats
+
+
+class AveragePrecisionIntervals(NamedTuple):
+    """Average precision with intervals."""
+
+    per_class_and_iou: Interval  # [C, T]
+    per_class: Interval  # [C], mean over IoUs
+    per_iou: Interval  # [T], mean over the classes that have objects
+    overall: Interval  # [], mean over both: mAP
+
+
+def bootstrap_weights(images: int, replicates: int, seed: int) -> NDArray[np.int32]:
+    """How often each replicate draws each image, ``[B, I]``; rows sum to ``I``.
+
+    Args:
+        images: ``I``, at least 1. Where images are not independent (frames of one video, tiles of one board), draw
+            groups and give each image its group's weight: ``bootstrap_weights(groups, ...)[:, group_of_image]``.
+        replicates: ``B``.
+        seed: The same seed gives the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(images, np.full(images, 1 / images), size=replicates)
+    return np.asarray(draws, dtype=np.int32)
+
+
+def average_precision_intervals(
+    evaluated: EvaluatedImages, classes: int, weights: NDArray[np.int32], level: float = 0.95
+) -> AveragePrecisionIntervals:
+    """Average precision of each class and IoU and its means, with bootstrap intervals.
+
+    Args:
+        evaluated: Detections within COCO's limit per image and class, and objects.
+        classes: ``C``.
+        weights: ``[B, I]``, from :func:`bootstrap_weights`.
+        level: Share of such intervals that hold the true value, in 0..1.
+
+    Raises:
+        ValueError: As for :func:`weighted_average_precision`.
+    """
+    estimate = weighted_average_precision(evaluated, classes, np.ones((1, weights.shape[1]), dtype=np.int32))[0]
+    replicates = weighted_average_precision(evaluated, classes, weights)
+
+    def interval(mean: Callable[[Floats], Floats]) -> Interval:
+        return basic_interval(mean(estimate), mean(replicates), level)
+
+    return AveragePrecisionIntervals(
+        per_class_and_iou=interval(lambda values: values),
+        per_class=interval(lambda values: values.mean(axis=-1)),
+        per_iou=interval(lambda values: _mean_known(values, axis=-2)),
+        overall=interval(lambda values: _mean_known(values, axis=-2).mean(axis=-1)),
+    )
+
+
+def weighted_average_precision(evaluated: EvaluatedImages, classes: int, weights: NDArray[np.int32]) -> Floats:
+    """COCO's average precision where each image counts as often as its weight says.
+
+    Args:
+        evaluated: As for :func:`average_precision_intervals`.
+        classes: ``C``.
+        weights: ``[B, I]``, 0 or above; weights of one give
+            :func:`detframe.metrics.average_precision.accumulate`'s figures.
+
+    Returns:
+        ``[B, C, T]``, 0..1, NaN where a class has no object in what was drawn.
+
+    Raises:
+        ValueError: Lengths differ, or a label or an image's place is out of range.
+    """
+    _check(evaluated, classes, weights.shape[1])
+    replicates, ious = len(weights), evaluated.outcomes.shape[1]
+    result = np.full((replicates, classes, ious), np.nan)
+    order = np.lexsort((-evaluated.scores, evaluated.labels))
+    bounds = np.searchsorted(evaluated.labels[order], np.arange(classes + 1))
+    for c in range(classes):
+        rows = order[bounds[c] : bounds[c + 1]]
+        objects = evaluated.object_images[evaluated.object_labels == c]
+        if not len(objects):
+            continue
+        outcomes = evaluated.outcomes[rows]
+        images = evaluated.images[rows]
+        step = max(1, VALUES_AT_ONCE // max(len(rows), 1))
+        for start in range(0, replicates, step):
+            part = slice(start, start + step)
+            result[part, c] = _class_average_precision(outcomes, images, objects, weights[part])
+    return result
+
+
+def basic_interval(estimate: Floats, replicates: Floats, level: float) -> Interval:
+    """Basic (reflected) bootstrap interval of a share, on the scale ``arcsin(sqrt(share))``.
+
+    Average precision of a small sample is biased upwards, since interpolation takes maxima, and that of a bootstrap
+    sample once more, so percentiles of replicates lie too high; reflecting them at the estimate takes that back (Efron
+    and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13). The scale, on which a share's spread does not
+    depend on the share, keeps intervals near 1 wide enough and within 0..1. On simulated data of 70 to 1,500 images 91
+    to 95 % of 95 % intervals held the true AP, where percentiles gave 86 to 97.
+
+    It knows only the images there are. With fewer than about 50 objects of a class it is too narrow (3 images with 17
+    objects: 53 %), and where all replicates equal the estimate it is a point. The bootstrap sees about half of the bias
+    upwards: over few classes that is little beside the spread, but a mean over many rare classes averages the spread
+    away and keeps the bias, so its interval may end below the estimate and still lie too high (80 classes, most with
+    fewer than 100 objects: 55 %).
+
+    Args:
+        estimate: ``[...]``, 0..1, of all images.
+        replicates: ``[B, ...]``, 0..1; NaN, where a replicate has nothing to measure, is left out.
+        level: 0..1.
+    """
+    centre = np.arcsin(np.sqrt(np.asarray(estimate, dtype=np.float64)))
+    flat = np.arcsin(np.sqrt(replicates)).reshape(len(replicates), -1)
+    bounds = np.full((2, flat.shape[1]), np.nan)
+    for i, value in enumerate(centre.ravel()):
+        drawn = flat[~np.isnan(flat[:, i]), i]
+        if len(drawn) and not math.isnan(value):
+            bounds[:, i] = 2 * value - np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2])
+    shares = (np.sin(bounds.clip(0, math.pi / 2)) ** 2).reshape(2, *replicates.shape[1:])
+    return Interval(np.asarray(estimate, dtype=np.float64), shares[0, ...], shares[1, ...])
+
+
+def _class_average_precision(
+    outcomes: NDArray[Any], images: NDArray[Any], objects: NDArray[Any], weights: NDArray[np.int32]
+) -> Floats:
+    """Average precision of one class, ``[B, T]``.
+
+    Args:
+        outcomes: ``[D, T]``, by descending score.
+        images: ``[D]``, of the detections.
+        objects: ``[G]``, images of the objects, at least one.
+        weights: ``[B, I]``.
+    """
+    total = weights[:, objects].sum(axis=1, dtype=np.int64)[:, None]  # [B, 1]
+    drawn = weights[:, images]  # [B, D]
+    seen = np.cumsum(drawn, axis=1, dtype=np.int32)
+    result = np.zeros((len(weights), outcomes.shape[1]))
+    for t in range(outcomes.shape[1]):
+        hits = np.flatnonzero(outcomes[:, t] == TRUE_POSITIVE)
+        if not len(hits):
+            continue
+        counted = seen[:, hits]  # [B, H]
+        ignored = np.flatnonzero(outcomes[:, t] == IGNORED)
+        if len(ignored):
+            dropped = np.cumsum(drawn[:, ignored], axis=1, dtype=np.int32)
+            before = np.searchsorted(ignored, hits)
+            counted = counted - np.where(before > 0, dropped[:, before - 1], 0)
+        found = np.cumsum(drawn[:, hits], axis=1, dtype=np.int32)
+        result[:, t] = _area_under(found, counted, total)
+    result[total[:, 0] == 0] = np.nan
+    return result
+
+
+def _area_under(found: NDArray[np.int32], counted: NDArray[np.int32], total: NDArray[np.int64]) -> Floats:
+    """Mean of the interpolated precision at :data:`RECALLS`, ``[B]``.
+
+    Several copies of an image have equal scores, so a hit that counts ``w`` times is one step of ``w``. Only its end
+    matters: copies of a true positive raise precision one after the other.
+
+    Args:
+        found: ``[B, H]``, true positives up to each hit, itself included.
+        counted: ``[B, H]``, detections up to each hit, itself included.
+        total: ``[B, 1]``, objects.
+    """
+    precision = found / (counted + np.finfo(np.float64).eps)  # np.spacing(1), as COCOeval
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # How many recalls each hit is the first to reach. The quotient is exact where it is whole, and there COCOeval
+    # compares found / total, the float64 nearest to m / 100, with a recall that may be one digit above it.
+    hundredths = found * 100.0 / np.maximum(total, 1)
+    whole = np.floor(hundredths)
+    reached = whole + 1
+    late = np.arange(101) / 100 < RECALLS  # [101]
+    exact = hundredths == whole
+    reached[exact] -= late[whole[exact].astype(np.int64)]
+    steps = np.diff(reached, axis=1, prepend=0.0)
+    return np.asarray(np.einsum("bh,bh->b", envelope, steps) / len(RECALLS), dtype=np.float64)
+
+
+def _mean_known(values: Floats, axis: int) -> Floats:
+    """Mean along an axis of what is not NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    return np.asarray(
+        np.where(known, values, 0.0).sum(axis=axis) / np.where(count > 0, count, np.nan), dtype=np.float64
+    )
+
+
+def _check(evaluated: EvaluatedImages, classes: int, images: int) -> None:
+    scores, labels, places, outcomes, object_labels, object_images = evaluated
+    check_lengths(scores=scores, labels=labels, images=places, outcomes=outcomes)
+    check_lengths(object_labels=object_labels, object_images=object_images)
+    check_labels("labels", labels, classes)
+    check_labels("object_labels", object_labels, classes)
+    check_labels("images", places, images)
+    check_labels("object_images", object_images, images)
