@@ -12,6 +12,11 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def share_left(part: Tensor, whole: Tensor) -> Tensor:
+    """Share of the area of boxes ``whole [..., 4]`` that ``part [..., 4]``, what was cut out of them, keeps, 0..1."""
+    return box_area(part) / box_area(whole).clamp(min=1e-6)
+
+
 def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Pairwise intersection areas of ``[..., N, 4]`` and ``[..., M, 4]``, ``[..., N, M]`` in square pixels."""
     # Coordinate by coordinate: a last dimension of two makes every operator several times as slow.

@@ -97,8 +97,8 @@ def augment_report(
             file=None if json else sys.stderr,
         )
         return 2
-    _write(out, config, trial, site, findings, data.class_names)
     figures = summary(trial, data.class_names)
+    _write(out, config, trial, figures, site, findings, data.class_names)
     if json:
         found = [finding._asdict() for finding in findings]
         print(dumps({"config": str(config), "page": str(out), **figures, "contradictions": found}))
@@ -268,13 +268,13 @@ def _write(
     out: Path,
     config: Path,
     trial: Trial,
+    figures: dict[str, Any],
     site: DeploymentProfile | None,
     findings: Sequence[Finding],
     names: Sequence[str],
 ) -> None:
     from detframe.analysis.page import Rows, Section, picture, write_page
 
-    figures = summary(trial, names)
     lost = [
         [step, f"{value:.2f}", *(str(trial.taken.get(f"{kind}/{step}", "-")) for kind in ("ignored", "gone"))]
         for step, value in trial.milliseconds.items()

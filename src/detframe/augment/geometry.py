@@ -16,7 +16,7 @@ from kornia.augmentation import GeometricAugmentationBase2D
 from torch import Tensor
 from torch.nn import functional
 
-from detframe.boxes import box_area, clip_boxes
+from detframe.boxes import clip_boxes, share_left
 from detframe.structures import Batch
 
 
@@ -125,7 +125,8 @@ def _read(
     x = torch.arange(width, device=tall.device) + 0.5
     y = (torch.arange(height, device=tall.device) + 0.5)[:, None]
     side = lines.shape[2] + 1
-    canvas_x, canvas_y = _coordinates(back, x, y, perspective)
+    # Of one tile nothing asks where on the canvas it lies.
+    canvas_x, canvas_y = _coordinates(back, x, y, perspective) if side > 1 else (x, y)
     found: tuple[Tensor, ...] = ()
     for row in range(side):
         strip: tuple[Tensor, ...] = ()
@@ -202,7 +203,7 @@ def warp_boxes(boxes: Tensor, warp: Warp, height: int, width: int) -> tuple[Tens
     cut = torch.cat((cut[..., :2], torch.maximum(cut[..., :2], cut[..., 2:])), dim=-1)  # none is inside out
     placed = move_boxes(cut, warp.canvas[:, None, None])
     clipped = clip_boxes(placed, height, width)
-    return clipped, _share(cut, laid) * _share(clipped, placed)
+    return clipped, share_left(cut, laid) * share_left(clipped, placed)
 
 
 def windows(lines: Tensor) -> Tensor:
@@ -213,10 +214,6 @@ def windows(lines: Tensor) -> Tensor:
     x1, x2 = (part[:, None].expand(-1, side, -1).flatten(1) for part in (x[:, :-1], x[:, 1:]))
     y1, y2 = (part[:, :, None].expand(-1, -1, side).flatten(1) for part in (y[:, :-1], y[:, 1:]))
     return torch.stack((x1, y1, x2, y2), dim=-1)
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return box_area(part) / box_area(whole).clamp(min=1e-6)
 
 
 def settle(batch: Batch, boxes: Tensor, visible: Tensor, min_visible: float, min_pixels: float) -> Settled:

@@ -22,14 +22,14 @@ from detframe.augment.geometry import (
     finish,
     from_pixel_centres,
     lay_out,
-    move_boxes,
     moved,
     settle,
+    still,
+    warp_boxes,
 )
 from detframe.augment.lint import find_contradictions
 from detframe.augment.mosaic import Mosaic
 from detframe.augment.photometric import PhotometricAugmentation
-from detframe.boxes import box_area, clip_boxes
 from detframe.letterbox import PAD_VALUE
 from detframe.structures import Batch, TrainingObjects
 
@@ -188,12 +188,10 @@ class AugmentationPipeline:
         if not isinstance(operator, GeometricAugmentationBase2D):
             return batch._replace(images=images.clamp(0, 1))  # Kornia's noise, for one, leaves the range
         assert operator.transform_matrix is not None
-        matrices = from_pixel_centres(operator.transform_matrix.float())
-        placed = move_boxes(batch.targets.boxes, matrices[:, None])
-        clipped = clip_boxes(placed, images.shape[2], images.shape[3])
-        visible = box_area(clipped) / box_area(placed).clamp(min=1e-6)
+        warp = moved(still(batch.images), from_pixel_centres(operator.transform_matrix.float()))
+        boxes, visible = warp_boxes(batch.targets.boxes[:, None], warp, images.shape[2], images.shape[3])
         after = batch._replace(images=images.clamp(0, 1))
-        return self._settle([name], settle(after, clipped, visible, self.min_visible, self.min_pixels))
+        return self._settle([name], settle(after, boxes[:, 0], visible[:, 0], self.min_visible, self.min_pixels))
 
     def _settle(self, names: Sequence[str], settled: Settled) -> Batch:
         """Count what a step took away, on the device: reading a figure here would wait for it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detframe.boxes import box_area, clip_boxes
+from detframe.boxes import box_area, clip_boxes, share_left
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import ImageError, image_size, read_image
 from detframe.data.masks import rasterise
@@ -214,14 +214,13 @@ class DetectionDataset(Dataset["Sample | None"]):
         window = image[:, top : top + target_height, left : left + target_width]
         shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
         clipped = clip_boxes(shifted, window.shape[1], window.shape[2])
-        visible = box_area(clipped) / box_area(shifted).clamp(min=1e-6)
         window, transform = letterbox(window, target_height, target_width)
         offset = transform[2:] - transform[:2] * torch.tensor([left, top], dtype=torch.float32)
         return (
             window,
             torch.cat((transform[:2], offset)),
             to_input(clipped, transform),
-            ignore | (visible < self.min_visible),
+            ignore | (share_left(clipped, shifted) < self.min_visible),
         )
 
 
