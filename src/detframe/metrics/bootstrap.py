@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
-from detframe.metrics.columns import check_labels, check_lengths
+from detframe.metrics.columns import check_labels, check_lengths, mean_of_known
 
 Floats = NDArray[np.float64]
 
@@ -91,8 +91,8 @@ def average_precision_intervals(
     return AveragePrecisionIntervals(
         per_class_and_iou=interval(lambda values: values),
         per_class=interval(lambda values: values.mean(axis=-1)),
-        per_iou=interval(lambda values: _mean_known(values, axis=-2)),
-        overall=interval(lambda values: _mean_known(values, axis=-2).mean(axis=-1)),
+        per_iou=interval(lambda values: mean_of_known(values, axis=-2)),
+        overall=interval(lambda values: mean_of_known(values, axis=-2).mean(axis=-1)),
     )
 
 
@@ -215,15 +215,6 @@ def _area_under(found: NDArray[np.int32], counted: NDArray[np.int32], total: NDA
     reached[exact] -= late[whole[exact].astype(np.int64)]
     steps = np.diff(reached, axis=1, prepend=0.0)
     return np.asarray(np.einsum("bh,bh->b", envelope, steps) / len(RECALLS), dtype=np.float64)
-
-
-def _mean_known(values: Floats, axis: int) -> Floats:
-    """Mean along an axis of what is not NaN; NaN where all is."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    return np.asarray(
-        np.where(known, values, 0.0).sum(axis=axis) / np.where(count > 0, count, np.nan), dtype=np.float64
-    )
 
 
 def _check(evaluated: EvaluatedImages, classes: int, images: int) -> None:

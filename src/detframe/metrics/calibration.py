@@ -190,4 +190,4 @@ def localisation_aware_ace(
 
 def _of_known_classes(errors: Floats, positives: NDArray[Any]) -> ClassErrors:
     per_class = np.where(np.asarray(positives) > 0, errors, np.nan)
-    return ClassErrors(per_class, mean_of_known(per_class))
+    return ClassErrors(per_class, float(mean_of_known(per_class)))

@@ -42,7 +42,9 @@ def check_labels(name: str, labels: NDArray[Any], classes: int) -> None:
         raise ValueError(f"{name}: labels in 0..{classes - 1} are needed, row {wrong[0]} has {labels[wrong[0]]}.")
 
 
-def mean_of_known(values: NDArray[np.float64]) -> float:
-    """Mean of the values that are not NaN; NaN where all are, without numpy's warning."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+def mean_of_known(values: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64]:
+    """Mean of the values that are not NaN, of all or along an axis; NaN where all are, without numpy's warning."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.asarray(total / np.where(count > 0, count, np.nan), dtype=np.float64)

@@ -90,4 +90,4 @@ def optimal_lrp(
 
 def mean_optimal_lrp(classes: OptimalLrp) -> MeanOptimalLrp:
     """Means over classes of the error and of each part."""
-    return MeanOptimalLrp(*(mean_of_known(part) for part in classes[:4]))
+    return MeanOptimalLrp(*(float(mean_of_known(part)) for part in classes[:4]))
