@@ -289,3 +289,13 @@ def test_a_server_that_cannot_be_reached_costs_seconds(folder: Path) -> None:
     assert time.perf_counter() - started < 60
     run = next((folder / "wandb-runs" / "wandb").glob("offline-run-*"))
     assert len(list(run.rglob("samples_*.png"))) == 8
+
+
+def test_what_a_constructor_refuses_is_one_sentence() -> None:
+    from detframe.lightning_cli import short
+
+    message = (
+        "Does not validate against any of the Union subtypes\nErrors:\n  - Policy: RandomX leaves boxes behind. Take it "
+        "out.\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'Namespace'>"
+    )
+    assert short(message) == "Policy: RandomX leaves boxes behind. Take it out."

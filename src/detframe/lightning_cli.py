@@ -232,6 +232,9 @@ def short(message: str) -> str:
     if link:
         source, target = link[1] or link[4], link[2] or link[3]
         return f"{target} comes from the data and cannot be given; it is what {source} is."
+    refused = re.search(r"Errors:\s+- (?!Expected)(.+?)\s+- Expected a <class 'NoneType'>", message, re.DOTALL)
+    if refused and "Parser key" not in message:  # by a constructor, where null would have been allowed too
+        return " ".join(refused[1].split())
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     causes = [found for pattern in _CAUSES for found in re.findall(pattern, message)]
     if not keys or not causes:
