@@ -295,7 +295,7 @@ def test_what_a_constructor_refuses_is_one_sentence() -> None:
     from detframe.lightning_cli import short
 
     message = (
-        "Does not validate against any of the Union subtypes\nErrors:\n  - Policy: RandomX leaves boxes behind. Take it "
-        "out.\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'Namespace'>"
+        "Does not validate against any of the Union subtypes\nErrors:\n  - Policy: RandomX leaves boxes behind. Take "
+        "it out.\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'Namespace'>"
     )
     assert short(message) == "Policy: RandomX leaves boxes behind. Take it out."
