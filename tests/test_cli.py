@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from detframe.cli import main
 from detframe.data.scenes import CLASS_NAMES
 from detframe.data.synthetic import write_dataset
 from detframe.training.task import DetectionTask
@@ -108,6 +109,13 @@ def test_help_is_quick_and_lists_every_verb(tmp_path: Path) -> None:
     assert all(f"  {verb} " in done.stdout for verb in ("check", "convert", "fit", "validate", "test", "predict"))
 
 
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    """In this process: starting one for each would take most of the suite's time."""
+    code = main(arguments)
+    assert_refused(code, capsys.readouterr().err, words)
+
+
+@pytest.mark.filterwarnings("ignore")  # jsonargparse, about Lightning's call of it
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -122,23 +130,33 @@ def test_help_is_quick_and_lists_every_verb(tmp_path: Path) -> None:
         (["predict", "--data.predict", "nowhere"], "--ckpt_path"),
     ],
 )
-def test_bad_input_ends_with_a_sentence_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path) -> None:
-    assert_refused(detframe(*arguments, folder=tmp_path), words)
+def test_bad_input_ends_with_a_sentence_and_exit_code_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, arguments, words)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_configuration_ends_with_a_sentence_and_exit_code_2(case: str, folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_configuration_ends_with_a_sentence_and_exit_code_2(
+    case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, words = WRONG[case]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
-    done = detframe("fit", "--config", "config.yaml", "--config", str(tmp_path / "wrong.yaml"), folder=folder)
-    assert_refused(done, words)
+    monkeypatch.chdir(folder)
+    refused(capsys, ["fit", "--config", "config.yaml", "--config", str(tmp_path / "wrong.yaml")], words)
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr) < 1000
+def assert_refused(code: int, stderr: str, words: str) -> None:
+    assert code == 2
+    assert words in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr) < 1000
 
 
 def test_check_and_convert_exit_with_what_they_found(folder: Path, tmp_path: Path) -> None:
@@ -269,7 +287,7 @@ def test_a_checkpoint_of_other_classes_is_refused(folder: Path, run: Path) -> No
         "null",
     ]
     done = detframe("test", *arguments, "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), folder=folder)
-    assert_refused(done, "classes")
+    assert_refused(done.returncode, done.stderr, "classes")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -195,7 +195,7 @@ def run(arguments: list[str]) -> int:
             args=arguments if arguments != sys.argv[1:] else None,
         )
     except (ArgumentError, ArgumentTypeError) as error:
-        fail(short(str(error)))
+        return refusal(short(str(error)))
     except (
         DataError,
         ImageError,
@@ -204,7 +204,7 @@ def run(arguments: list[str]) -> int:
         FloatingPointError,
         MisconfigurationException,
     ) as error:
-        fail(str(error))
+        return refusal(str(error))
     return 0
 
 
@@ -220,10 +220,10 @@ def keep_freed_memory() -> None:
             allocator.mallopt(option, value)
 
 
-def fail(message: str) -> NoReturn:
-    """End with one sentence on the error stream and exit code 2."""
+def refusal(message: str) -> int:
+    """Say what is wrong on the error stream; the exit code."""
     print(f"detframe: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    return 2
 
 
 def short(message: str) -> str:
