@@ -52,8 +52,8 @@ def test_colours_are_distinct() -> None:
     colours = [np.array(class_colour(label), dtype=np.float64) for label in range(20)]
     assert min(distance(a, b) for a, b in combinations(colours, 2)) > 25
     for colour in colours:
-        assert colour.min() >= 0
-        assert colour.max() <= 255
+        assert np.min(colour) >= 0
+        assert np.max(colour) <= 255
         assert distance(colour, np.full(3, 255.0)) > 60  # white is the truth's
 
 

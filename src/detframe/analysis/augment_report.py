@@ -250,11 +250,13 @@ def summary(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
         "images": len(trial.before.brightness),
         "objects": {when: len(seen.sizes) for when, seen in _times(trial).items()},
         "class_shares": {
-            name: {when: round(float(counts[i] / max(counts.sum(), 1)), 4) for when, counts in shares.items()}
+            name: {when: round(float(counts[i] / max(int(counts.sum()), 1)), 4) for when, counts in shares.items()}
             for i, name in enumerate(names)
         },
         "object_size_distance": round(distance(trial.before.sizes, trial.after.sizes), 4),
-        "shortest_side": {w: round(float(seen.sides.min()), 2) for w, seen in _times(trial).items() if len(seen.sides)},
+        "shortest_side": {
+            when: round(float(np.min(seen.sides)), 2) for when, seen in _times(trial).items() if len(seen.sides)
+        },
         "milliseconds": {step: round(value, 3) for step, value in trial.milliseconds.items()},
         "taken": trial.taken,
     }
@@ -337,7 +339,8 @@ def _plots(trial: Trial, site: DeploymentProfile | None, names: Sequence[str]) -
     axes = figure.subplots()
     for when, color, shift in (("before", _BEFORE, 0.2), ("after", _AFTER, -0.2)):
         counts = np.bincount(_times(trial)[when].labels, minlength=len(names))
-        axes.barh(np.arange(len(shown)) + shift, counts[shown] / max(counts.sum(), 1), 0.4, color=color, label=when)
+        shares = counts[shown] / np.maximum(counts.sum(), 1)
+        axes.barh(np.arange(len(shown)) + shift, shares, 0.4, color=color, label=when)
     axes.set_yticks(np.arange(len(shown)), [names[i] for i in shown])
     axes.set(xlabel="share of the objects" + (", the 30 most frequent classes" if len(names) > 30 else ""))
     axes.grid(alpha=0.3, axis="x")

@@ -284,7 +284,7 @@ def _annotation_ids(path: Path, records: list[dict[str, Any]], faults: list[Faul
     if len(missing):
         message = f"{len(missing)} annotations have no whole number `id`, the first at position {missing[0]}; numbered"
         faults.append(Fault("missing-id", "warning", str(path), "", message))
-        ids[missing] = max(int(ids.max()), 0) + 1 + np.arange(len(missing))
+        ids[missing] = max(int(np.max(ids)), 0) + 1 + np.arange(len(missing))
     return ids
 
 
