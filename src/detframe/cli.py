@@ -28,6 +28,9 @@ VERBS = {
         "show what a configuration's augmentation does to its data",
         "detframe.analysis.augment_report:augment_report",
     ),
+    "diagnose": Verb(
+        "show what a detector gets wrong, why, and what to do about it", "detframe.analysis.diagnose:diagnose"
+    ),
     "fit": Verb("train a detector, then test its best checkpoint", ""),
     "validate": Verb("evaluate a checkpoint on the validation split", ""),
     "test": Verb("evaluate a checkpoint on the test split", ""),
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_function(verb: str, path: str, arguments: list[str]) -> int:
-    """Run a typed function as a verb: what has no default is positional, a bool is a flag.
+    """Run a typed function as a verb: what has no default is positional, and so may the first be; a bool is a flag.
 
     Args:
         verb: Its name on the command line.
@@ -102,11 +105,18 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
     parser.description = inspect.cleandoc(function.__doc__ or "").split("\n\nArgs:")[0]
     try:
-        parsed = parser.parse_args(with_flags(function, arguments))
+        parsed = parser.parse_args(with_flags(function, with_name(function, arguments)))
     except ArgumentError as error:
         print(f"detframe {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return function(**parser.instantiate(parsed).as_dict())
+
+
+def with_name(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
+    """Arguments with the name of the function's first parameter where that may be left out: given first, and bare."""
+    first = next(iter(inspect.signature(function).parameters.values()))
+    bare = bool(arguments) and not arguments[0].startswith("-") and first.default is not first.empty
+    return [*([f"--{first.name}"] if bare else []), *arguments]
 
 
 def with_flags(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:

@@ -44,6 +44,14 @@ class Truth(NamedTuple):
     ignore: Tensor  # [G] bool
 
 
+class Mark(NamedTuple):
+    """A box to draw."""
+
+    box: Tensor  # [4] xyxy in pixels of the image
+    text: str  # "" for none
+    colour: Colour
+
+
 class _Tag(NamedTuple):
     text: str
     box: tuple[float, float, float, float]  # that it belongs to, xyxy in pixels of the picture
@@ -98,26 +106,53 @@ def draw_boxes(
     Returns:
         RGB, of the size of ``image`` times the factor.
     """
+    order = torch.arange(len(boxes)) if scores is None else torch.argsort(scores)
+    found = []
+    for i in order.tolist():
+        label = int(labels[i])
+        score = "" if scores is None else f" {float(scores[i]):.2f}"
+        found.append(Mark(boxes[i], _name(class_names, label) + score, class_colour(label)))
+    if truth is None:
+        return draw_marks(image, found, (), None, min_side)
+    present = [
+        Mark(box, f"ignore {_name(class_names, label)}" if ignored else _name(class_names, label), _WHITE)
+        for box, label, ignored in zip(truth.boxes, truth.labels.tolist(), truth.ignore.tolist(), strict=True)
+    ]
+    return draw_marks(image, found, present, truth.ignore, min_side)
+
+
+def draw_marks(
+    image: Tensor, solid: Sequence[Mark], dashed: Sequence[Mark], ignored: Tensor | None = None, min_side: int = 0
+) -> Image.Image:
+    """Draw boxes with their texts on a copy of one image, detections as solid lines and truths as dashed ones.
+
+    Args:
+        image: ``[3, H, W]`` uint8 RGB.
+        solid: Detections, the most important last: it is on top, and its tag has the first choice of place.
+        dashed: Truths.
+        ignored: ``[len(dashed)]`` bool, truths that are dotted and hatched.
+        min_side: As for :func:`draw_boxes`.
+
+    Returns:
+        RGB, of the size of ``image`` times the factor.
+    """
     picture, factor = _enlarged(image, min_side)
     style = _style(picture)
-    tags: list[_Tag] = []
-    if truth is not None:
-        picture = _hatched(picture, truth.boxes[truth.ignore] * factor, style)
+    hatched = [False] * len(dashed) if ignored is None else ignored.tolist()
+    regions = [mark.box * factor for mark, region in zip(dashed, hatched, strict=True) if region]
+    picture = _hatched(picture, regions, style)
     pen = ImageDraw.Draw(picture)
-    order = torch.arange(len(boxes)) if scores is None else torch.argsort(scores)
-    for i in order.tolist():  # the surest last, on top
-        box, label = _corners(boxes[i] * factor), int(labels[i])
-        _solid(pen, _around(box, style.line, picture), class_colour(label), style.line)
-        score = "" if scores is None else f" {float(scores[i]):.2f}"
-        tags.append(_Tag(_name(class_names, label) + score, box, class_colour(label)))
-    tags.reverse()  # and its tag first
-    if truth is not None:
-        for box_tensor, label, ignored in zip(truth.boxes, truth.labels.tolist(), truth.ignore.tolist(), strict=True):
-            box = _corners(box_tensor * factor)
-            _dashed(pen, _around(box, style.line, picture), style.line, dash=1.2 if ignored else 4)
-            name = _name(class_names, label)
-            tags.append(_Tag(f"ignore {name}" if ignored else name, box, _BLACK))
-    _draw_tags(pen, tags, picture.size, style)
+    tags: list[_Tag] = []
+    for mark in solid:
+        box = _corners(mark.box * factor)
+        _solid(pen, _around(box, style.line, picture), mark.colour, style.line)
+        tags.append(_Tag(mark.text, box, mark.colour))
+    tags.reverse()
+    for mark, region in zip(dashed, hatched, strict=True):
+        box = _corners(mark.box * factor)
+        _dashed(pen, _around(box, style.line, picture), style.line, 1.2 if region else 4, mark.colour)
+        tags.append(_Tag(mark.text, box, _BLACK if mark.colour == _WHITE else mark.colour))
+    _draw_tags(pen, [tag for tag in tags if tag.text], picture.size, style)
     return picture
 
 
@@ -202,8 +237,8 @@ def _solid(pen: ImageDraw.ImageDraw, outer: tuple[int, int, int, int], colour: C
     pen.rectangle(outer, outline=colour, width=line)
 
 
-def _dashed(pen: ImageDraw.ImageDraw, outer: tuple[int, int, int, int], line: int, dash: float) -> None:
-    """A frame of white dashes, ``dash`` times the line's width long, edged in black, with see-through gaps."""
+def _dashed(pen: ImageDraw.ImageDraw, outer: tuple[int, int, int, int], line: int, dash: float, colour: Colour) -> None:
+    """A frame of dashes, ``dash`` times the line's width long, edged in black, with see-through gaps."""
     x1, y1, x2, y2 = outer
     length = max(2, round(dash * line))
     inner_x, inner_y = max(x2 - line + 1, x1), max(y2 - line + 1, y1)
@@ -216,11 +251,11 @@ def _dashed(pen: ImageDraw.ImageDraw, outer: tuple[int, int, int, int], line: in
     for left, top, right, bottom in dashes:
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=_BLACK)
     for place in dashes:
-        pen.rectangle(place, fill=_WHITE)
+        pen.rectangle(place, fill=colour)
 
 
-def _hatched(picture: Image.Image, boxes: Tensor, style: _Style) -> Image.Image:
-    """The picture with thin diagonals over the boxes ``[G, 4]``, through which it can still be seen."""
+def _hatched(picture: Image.Image, boxes: Sequence[Tensor], style: _Style) -> Image.Image:
+    """The picture with thin diagonals over the boxes ``[4]``, through which it can still be seen."""
     pixels = np.array(picture)
     for box in boxes:
         x1, y1, x2, y2 = (max(0, round(value)) for value in _corners(box))

@@ -13,7 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detframe.analysis.prediction_rows import rows_of_table
+from detframe.analysis.prediction_table import rows_of_table
 from detframe.analysis.predictions import coco_results, detection_rows, gather, truth_rows
 from detframe.data.annotations import AnnotationIndex, Category, build_index
 from detframe.data.coco import write_coco

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detframe.metrics import error_costs as module
-from detframe.metrics.error_costs import error_costs, rank_confusions
+from detframe.metrics.error_costs import cost_of_rows, error_costs, rank_confusions
 from detframe.metrics.errors import ErrorTable, ErrorType, find_errors
 from detframe.metrics.mean_ap import MeanAveragePrecision
 from detframe.metrics.rows import DetectionRows, TruthRows
@@ -108,3 +108,15 @@ def test_nothing_to_measure(random_rows: Draw) -> None:
     assert costs.ap == 0
     assert costs.by_type.tolist() == [0] * 6
     assert rank_confusions(find_errors(none, nothing, 3), 3) == []
+
+
+def test_a_slice_of_everything_costs_all_that_is_missing_and_one_of_nothing_nothing(random_rows: Draw) -> None:
+    detections, truths = random_rows(2, 8, 3, False)
+    table = find_errors(detections, truths, 3)
+    every = torch.ones(len(detections.labels), dtype=torch.bool), torch.ones(len(truths.labels), dtype=torch.bool)
+    assert cost_of_rows(table, 3, *every) == pytest.approx(1 - error_costs(table, 3).ap)
+    assert cost_of_rows(table, 3, ~every[0], ~every[1]) == 0
+    # Only misses, only false positives: as tidecv has the two.
+    costs = error_costs(table, 3)
+    assert cost_of_rows(table, 3, every[0], ~every[1]) == pytest.approx(costs.false_positives)
+    assert cost_of_rows(table, 3, ~every[0], every[1]) == pytest.approx(costs.false_negatives)

@@ -8,13 +8,16 @@ from torchvision.ops import box_iou
 
 from detframe.matching import match, match_any_class
 from detframe.metrics import rows
+from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from detframe.metrics.rows import (
     DetectionRows,
     TruthRows,
     check_rows,
     match_rows,
     match_rows_of_any_class,
+    outcomes_of_rows,
     overlapping_rows,
+    within_limit,
 )
 from detframe.structures import Detections, Targets
 
@@ -86,3 +89,27 @@ def test_rows_that_cannot_be_are_named(random_rows: Draw) -> None:
         check_rows(detections._replace(images=detections.images - detections.images[0] - 1), truths, 3)
     with pytest.raises(ValueError, match=r"detections: the columns have lengths that differ: .*'scores': 1"):
         check_rows(detections._replace(scores=detections.scores[:1]), truths, 3)
+
+
+def test_outcomes_at_many_ious_are_those_of_each(random_rows: Draw) -> None:
+    detections, truths = random_rows(5, 9, 3, True)
+    ious = [0.1, 0.5, 0.75]
+    outcomes = outcomes_of_rows(detections, truths, ious)
+    for t, iou in enumerate(ious):
+        matches = match_rows(detections, truths, iou)
+        assert outcomes[:, t].tolist() == [
+            FALSE_POSITIVE if truth < 0 else IGNORED if ignored else TRUE_POSITIVE
+            for truth, ignored in zip(matches.truth.tolist(), matches.ignored.tolist(), strict=True)
+        ]
+    assert len(outcomes.unique()) == 3
+
+
+def test_the_limit_keeps_the_best_of_each_image_and_class(random_rows: Draw) -> None:
+    detections, _ = random_rows(6, 9, 3, True)
+    kept = within_limit(detections, 2)
+    seen: dict[tuple[int, int], int] = {}
+    for row in (-detections.scores).argsort(stable=True).tolist():
+        key = int(detections.images[row]), int(detections.labels[row])
+        seen[key] = seen.get(key, 0) + 1
+        assert kept[row] == (seen[key] <= 2)
+    assert not kept.all()

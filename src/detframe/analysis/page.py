@@ -28,12 +28,13 @@ _TEMPLATE = """<!doctype html>
   h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; padding-bottom: 0.2rem; }
   p.note { color: #555; margin: 0.4rem 0 0.8rem; max-width: 52rem; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
-  th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; border-bottom: 1px solid #e2e2dc; vertical-align: top; }
+  th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; border-bottom: 1px solid #e2e2dc; vertical-align: top; }
   td.number, th.number { text-align: right; }
   figure { margin: 0.8rem 0; }
   img, svg { max-width: 100%; height: auto; }
+  .wide { overflow-x: auto; }
   .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-  .plots figure { flex: 1 1 26rem; }
+  .plots figure { flex: 1 1 min(26rem, 100%); }
 </style>
 </head>
 <body>
@@ -43,16 +44,17 @@ _TEMPLATE = """<!doctype html>
 <h2>{{ section.title }}</h2>
 {% if section.note %}<p class="note">{{ section.note }}</p>{% endif %}
 {% if section.table %}
-<table>
-<tr>{% for name in section.table.columns %}<th{% if not loop.first %} class="number"{% endif %}>{{ name }}</th>
-{% endfor %}</tr>
+<div class="wide"><table>
+<tr>{% for name in section.table.columns %}
+<th{% if not loop.first and section.table.numbers %} class="number"{% endif %}>{{ name }}</th>{% endfor %}</tr>
 {% for row in section.table.rows %}<tr>{% for cell in row %}
 <td{% if not loop.first and section.table.numbers %} class="number"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% endif %}
 {% if section.plots %}<div class="plots">{% for plot in section.plots %}<figure>{{ plot }}</figure>{% endfor %}</div>
 {% endif %}
 {% for picture in section.pictures %}<figure>{{ picture }}</figure>{% endfor %}
+{{ section.markup }}
 {% endfor %}
 </body>
 </html>
@@ -75,6 +77,7 @@ class Section(NamedTuple):
     table: Rows | None = None
     plots: Sequence[Markup] = ()
     pictures: Sequence[Markup] = ()
+    markup: Markup = Markup("")  # further elements
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
@@ -104,6 +107,6 @@ def plot(figure: Figure) -> Markup:
 def picture(image: Image.Image, description: str) -> Markup:
     """A picture as JPEG within the page."""
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
+    image.save(buffer, format="JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, description)

@@ -15,39 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, schema_table
 from detframe.boxes import box_area
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image
 from detframe.drawing import draw_boxes
 from detframe.matching import Matches, match
 from detframe.structures import Batch, Detections, Targets
-
-MATCH_IOU = 0.5
-"""IoU from which the table says that a detection found an object; boxes are there to match at any other."""
-
-SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),  # "detection" or "truth"
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),
-        ("image_height", pa.int32()),  # pixels, as decoded
-        ("image_width", pa.int32()),
-        ("label", pa.int32()),  # 0..C-1
-        ("category_id", pa.int64()),  # of the annotation file, or label + 1 where it has no such class
-        ("class_name", pa.string()),
-        *((corner, pa.float32()) for corner in ("x1", "y1", "x2", "y2")),  # original pixels
-        ("area", pa.float32()),  # square pixels: the annotation's own, or the detection's box
-        ("score", pa.float32()),  # 0..1, null for truth
-        ("ignore", pa.bool_()),  # of a truth: crowd, difficult or ambiguous; null for detections
-        ("slot", pa.int32()),  # place of the detection in its image; of a truth: of the one that found it, or null
-        ("annotation_id", pa.int64()),  # of the truth; of a detection: of the truth that it found, or null
-        ("iou", pa.float32()),  # of the two, null where there is no match
-        # of a detection "true_positive", "false_positive" or "ignored"; of a truth "found", "missed" or "ignored";
-        # null where the images have no annotations
-        ("outcome", pa.string()),
-    ]
-)
-"""Columns of the table: one row per detection and one per ground-truth box, image by image."""
 
 
 class PredictionWriter(Callback):
@@ -205,7 +179,7 @@ def detection_rows(
                 [unmatched, _numpy(matches.ignored[image, slot])], ["false_positive", "ignored"], "true_positive"
             ),
         }
-    return _table(columns, len(boxes))
+    return schema_table(columns, len(boxes))
 
 
 def truth_rows(
@@ -228,7 +202,7 @@ def truth_rows(
         "iou": pa.array(_numpy(iou), mask=unmatched),
         "outcome": np.select([ignore, unmatched], ["ignored", "missed"], "found"),
     }
-    return _table(columns, len(ignore))
+    return schema_table(columns, len(ignore))
 
 
 def _common_columns(
@@ -289,16 +263,6 @@ def coco_results(table: pa.Table) -> list[dict[str, Any]]:
             *(rows[name].to_pylist() for name in names), strict=True
         )
     ]
-
-
-def _table(columns: dict[str, Any], rows: int) -> pa.Table:
-    """A table of the schema; columns that are not given are null."""
-    arrays = []
-    for field in SCHEMA:
-        values = columns.get(field.name)
-        array = pa.nulls(rows) if values is None else values
-        arrays.append((array if isinstance(array, pa.Array) else pa.array(array)).cast(field.type))
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

@@ -127,7 +127,7 @@ def measure(
     if not paths:
         raise DataError(f"{images}: names no images. Add some.")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:sample])
-    results = list(_measured([paths[i] for i in chosen], workers, show_progress))
+    results = list(measure_images([paths[i] for i in chosen], workers, show_progress))
     sound = [result for result in results if not result.problem]
     skipped = {str(result.path): result.problem for result in results if result.problem}
     if not sound:
@@ -200,7 +200,14 @@ def _indices(images: str) -> list[AnnotationIndex]:
         return [read_images(images)]
 
 
-def _measured(paths: Sequence[Path], workers: int, show_progress: bool) -> Iterator[Measured]:
+def measure_images(paths: Sequence[Path], workers: int, show_progress: bool) -> Iterator[Measured]:
+    """Measure image files, in order.
+
+    Args:
+        paths: Of the files; one that cannot be used comes with its ``problem``.
+        workers: Threads; 0 takes one for each core.
+        show_progress: Draw a progress bar on stderr.
+    """
     import torch
 
     console = Console(stderr=True, quiet=not show_progress)

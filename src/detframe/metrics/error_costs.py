@@ -124,6 +124,37 @@ def error_costs(
     )
 
 
+def cost_of_rows(
+    table: ErrorTable,
+    class_count: int,
+    detections: Tensor,
+    truths: Tensor,
+    recall_thresholds: tuple[float, ...] = COCO_RECALLS,
+) -> float:
+    """AP, 0..1, that the mean over classes would gain if these rows held no error: what a slice costs.
+
+    False positives among the detections vanish, and objects among the truths that nothing found are not asked for.
+
+    Args:
+        table: Of :func:`detframe.metrics.errors.find_errors`.
+        class_count: ``C``.
+        detections: ``[D]`` bool, rows whose false positives are fixed.
+        truths: ``[G]`` bool, rows whose misses are fixed.
+        recall_thresholds: As for :func:`error_costs`.
+    """
+    scored = _scored(table, class_count, None)
+    recalls = torch.tensor(recall_thresholds, dtype=torch.float64, device=scored.positives.device)
+    present = scored.positives > 0
+    wrong = detections & (scored.outcome == FALSE_POSITIVE)
+    lost = truths & ~table.truths.ignore & (table.found_by < 0)
+    fixed = scored._replace(
+        outcome=torch.where(wrong, IGNORED, scored.outcome).to(torch.uint8),
+        positives=scored.positives - torch.bincount(table.truths.labels[lost], minlength=class_count),
+    )
+    mean = _mean(scored, _average_precision(scored, recalls), present, 0.0)
+    return _mean(fixed, _average_precision(fixed, recalls), present, mean) - mean
+
+
 def rank_confusions(
     table: ErrorTable,
     class_count: int,

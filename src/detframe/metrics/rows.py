@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detframe.matching import Matches, match, match_any_class, pairs_of_any_class
+from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from detframe.structures import Detections, Targets
 
 PAIRS_AT_ONCE = 2**20
@@ -50,13 +51,14 @@ class RowPairs(NamedTuple):
     overlap: Tensor  # [P] float64, 0..1
 
 
-class _Padded(NamedTuple):
+class PaddedRows(NamedTuple):
     """Some images as the matcher takes them, and the rows that they are made of."""
 
     detections: Detections  # [B, K]
     targets: Targets  # [B, N]
     detection_rows: Tensor  # [B, K + 1] int64, -1 in unused slots and the last
     truth_rows: Tensor  # [B, N + 1] int64, -1 in padding rows and the last
+    first_image: int  # place of the first of the images, which follow each other
 
 
 def check_rows(detections: DetectionRows, truths: TruthRows, class_count: int) -> None:
@@ -88,11 +90,36 @@ def match_rows_of_any_class(detections: DetectionRows, truths: TruthRows, iou_th
     return _match_rows(detections, truths, iou_threshold, match_any_class)
 
 
+def outcomes_of_rows(detections: DetectionRows, truths: TruthRows, iou_thresholds: Sequence[float]) -> Tensor:
+    """What becomes of each detection at ``T`` IoUs, ``[D, T]`` uint8: :mod:`~detframe.metrics.average_precision`'s."""
+    result = torch.full((len(detections.scores), len(iou_thresholds)), FALSE_POSITIVE, dtype=torch.uint8)
+    for padded in padded_images(detections, truths):
+        matches = match(padded.detections, padded.targets, iou_thresholds)
+        hit = torch.where(matches.ignored, IGNORED, TRUE_POSITIVE)
+        used = padded.detections.valid
+        found = torch.where(matches.target < 0, FALSE_POSITIVE, hit).to(torch.uint8)
+        result[padded.detection_rows[:, :-1][used]] = found[used]
+    return result
+
+
+def within_limit(detections: DetectionRows, limit: int) -> Tensor:
+    """Which detections are among the ``limit`` best of their image and class, as COCO counts them, ``[D]`` bool."""
+    order = (-detections.scores).argsort(stable=True)
+    order = order[detections.labels[order].argsort(stable=True)]
+    order = order[detections.images[order].argsort(stable=True)]
+    groups = torch.stack((detections.images[order], detections.labels[order]), dim=1)
+    _, counts = torch.unique_consecutive(groups, dim=0, return_counts=True)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    kept = torch.zeros(len(order), dtype=torch.bool)
+    kept[order] = torch.arange(len(order)) - first < limit
+    return kept
+
+
 def overlapping_rows(detections: DetectionRows, truths: TruthRows, least: float) -> RowPairs:
     """Pairs of one image that overlap by at least ``least``, 0..1, whatever their classes, in order of both rows."""
     none = detections.images.new_zeros(0)
     parts = [RowPairs(none, none, none.double())]
-    for padded in _padded_images(detections, truths):
+    for padded in padded_images(detections, truths):
         pairs = pairs_of_any_class(padded.detections, padded.targets, least)
         parts.append(
             RowPairs(
@@ -117,7 +144,7 @@ def _match_rows(
         ignored=torch.zeros_like(detections.images, dtype=torch.bool),
         detection=torch.full_like(truths.images, -1),
     )
-    for padded in _padded_images(detections, truths):
+    for padded in padded_images(detections, truths):
         matches = Matches(
             *(tensor.squeeze(-1) for tensor in matcher(padded.detections, padded.targets, [iou_threshold]))
         )
@@ -133,8 +160,8 @@ def _match_rows(
     return result
 
 
-def _padded_images(detections: DetectionRows, truths: TruthRows) -> Iterator[_Padded]:
-    """All images, as many at once as :data:`PAIRS_AT_ONCE` allows."""
+def padded_images(detections: DetectionRows, truths: TruthRows) -> Iterator[PaddedRows]:
+    """All images up to the last with a row, as many at once as :data:`PAIRS_AT_ONCE` allows."""
     images = torch.cat((detections.images, truths.images))
     count = int(images.max()) + 1 if len(images) else 0
     sides = [(rows.argsort(stable=True), rows.bincount(minlength=count)) for rows in (detections.images, truths.images)]
@@ -142,11 +169,12 @@ def _padded_images(detections: DetectionRows, truths: TruthRows) -> Iterator[_Pa
     for start, end in _spans(widths):
         found, present = (_padded_rows(order, counts, start, end) for order, counts in sides)
         slots, rows = found[:, :-1].clamp(min=0), present[:, :-1].clamp(min=0)
-        yield _Padded(
+        yield PaddedRows(
             Detections(detections.boxes[slots], detections.scores[slots], detections.labels[slots], found[:, :-1] >= 0),
             Targets(truths.boxes[rows], truths.labels[rows], truths.ignore[rows], present[:, :-1] >= 0),
             found,
             present,
+            start,
         )
 
 

@@ -1,0 +1,267 @@
+"""Pictures of single mistakes and of the worst images, with what was found and what is there."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detframe.analysis.diagnosis import Diagnosis
+from detframe.analysis.evaluation import Evaluation
+from detframe.analysis.gallery import Example
+from detframe.data.images import ImageError, read_image
+from detframe.drawing import Mark, draw_marks
+from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED
+from detframe.metrics.errors import ErrorType
+
+RIGHT, WRONG, MISSED, FOUND = (0, 114, 178), (213, 94, 0), (240, 228, 66), (255, 255, 255)
+"""Okabe and Ito's blue, vermilion and yellow, which differ in lightness too, and white."""
+
+LEGEND = (
+    "Solid lines were detected, blue rightly, vermilion wrongly; dashed ones are labelled, white where found, yellow "
+    "where missed."
+)
+
+BACKGROUND = "background"
+_CROP, _CROP_SIDE = 2.5, 72.0  # of the box's longer side, and the least in pixels
+_NEAR = 0.1  # IoU with the box that a crop is about
+_THUMBNAIL, _WHOLE = 240, 640  # pixels that a crop is enlarged to, and the longest side of a whole image
+_NAMES = {
+    ErrorType.CLASSIFICATION: "wrong class",
+    ErrorType.LOCALISATION: "badly placed",
+    ErrorType.BOTH: "wrong class, badly placed",
+    ErrorType.DUPLICATE: "found twice",
+    ErrorType.BACKGROUND: "nothing there",
+    ErrorType.MISSED: "missed",
+}
+
+
+class Mistake(NamedTuple):
+    """One detection that is wrong, or one object that was missed, at the operating thresholds."""
+
+    image: int  # place of the image
+    kind: ErrorType
+    detection: int  # place among the detections that are kept, -1 for an object missed
+    truth: int  # row of the truth that it is about, -1 for none
+    cell: tuple[int, int]  # of the confusion matrix
+    score: float  # 0..1, how sure the detection is; of an object missed, how far from sure the best one was
+
+
+def mistakes(diagnosis: Diagnosis) -> list[Mistake]:
+    """All mistakes at the operating thresholds: wrong detections, and objects that no detection of any class found."""
+    errors, kept, confusion = diagnosis.operating.errors, diagnosis.operating.rows, diagnosis.confusion
+    found = [
+        Mistake(
+            image=int(errors.detections.images[row]),
+            kind=ErrorType(int(errors.error[row])),
+            detection=row,
+            truth=int(errors.truth[row]),
+            cell=(int(confusion.detection_cells[kept[row], 0]), int(confusion.detection_cells[kept[row], 1])),
+            score=float(errors.detections.scores[row]),
+        )
+        for row in (errors.outcome == FALSE_POSITIVE).nonzero().flatten().tolist()
+    ]
+    classes = len(confusion.matrix) - 1
+    lost = ((confusion.truth_cells[:, 1] == classes) & ~errors.truths.ignore).nonzero().flatten().tolist()
+    return found + [
+        Mistake(
+            image=int(errors.truths.images[row]),
+            kind=ErrorType.MISSED,
+            detection=-1,
+            truth=row,
+            cell=(int(errors.truths.labels[row]), classes),
+            score=1 - _best_score(diagnosis, row),
+        )
+        for row in lost
+    ]
+
+
+def choose(found: Sequence[Mistake], most: int) -> list[Mistake]:
+    """The surest mistakes of every kind and cell in turn, so that the rare ones are shown as well.
+
+    Args:
+        found: All of them.
+        most: How many to keep.
+    """
+    groups: dict[tuple[ErrorType, tuple[int, int]], list[Mistake]] = defaultdict(list)
+    for mistake in sorted(found, key=lambda m: -m.score):
+        groups[mistake.kind, mistake.cell].append(mistake)
+    for group in groups.values():
+        seen: Counter[int] = Counter()
+        turn = {id(mistake): _count(seen, mistake.image) for mistake in group}
+        group.sort(key=lambda m: turn[id(m)])  # another image each time, as long as there are any
+    chosen: list[Mistake] = []
+    depth = 0
+    while len(chosen) < min(most, len(found)):
+        layer = [group[depth] for group in groups.values() if len(group) > depth]
+        chosen += layer[: most - len(chosen)]
+        depth += 1
+    return sorted(chosen, key=lambda m: (m.kind != ErrorType.MISSED, m.kind, m.cell, -m.score))
+
+
+def _count(seen: Counter[int], image: int) -> int:
+    seen[image] += 1
+    return seen[image]
+
+
+def _best_score(diagnosis: Diagnosis, truth: int) -> float:
+    """Score of the detection that found an object when all are counted, 0 where none did."""
+    finder = int(diagnosis.errors.found_by[truth])
+    return float(diagnosis.rows.detections.scores[finder]) if finder >= 0 else 0.0
+
+
+def examples_of_mistakes(evaluation: Evaluation, diagnosis: Diagnosis, chosen: Sequence[Mistake]) -> Iterator[Example]:
+    """A crop for each mistake, with everything else that is in it; an image that cannot be read is left out."""
+    names = [*evaluation.class_names, BACKGROUND]
+    by_image: dict[int, list[int]] = defaultdict(list)
+    for i, mistake in enumerate(chosen):
+        by_image[mistake.image].append(i)
+    made: dict[int, Example] = {}
+    for image, places in by_image.items():
+        pixels = _read(evaluation, image)
+        if pixels is None:
+            continue
+        for i in places:
+            made[i] = _example(evaluation, diagnosis, chosen[i], pixels, names)
+    yield from (made[i] for i in sorted(made))
+
+
+def examples_of_images(evaluation: Evaluation, diagnosis: Diagnosis, most: int) -> Iterator[Example]:
+    """The images that are dearest to correct, whole."""
+    errors = diagnosis.operating.errors
+    for image in np.argsort(-diagnosis.correction, kind="stable")[:most].tolist():
+        pixels = _read(evaluation, image) if diagnosis.correction[image] > 0 else None
+        if pixels is None:
+            continue
+        height, width = pixels.shape[1:]
+        scale = min(1.0, _WHOLE / max(height, width))
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+        drawn = _drawn(evaluation, diagnosis, image, _tensor(picture), torch.zeros(2), scale, None)
+        wrong = int((errors.outcome[errors.detections.images == image] == FALSE_POSITIVE).sum())
+        present = (errors.truths.images == image) & ~errors.truths.ignore
+        missed = int((errors.found_by[present] < 0).sum())
+        yield Example(
+            drawn,
+            f"{evaluation.file_names[image]}",
+            f"cost {diagnosis.correction[image]:.2f}: {missed} of {int(present.sum())} objects missed, "
+            f"{wrong} detections wrong",
+            {"image": str(int(evaluation.image_ids[image]))},
+        )
+
+
+def _read(evaluation: Evaluation, image: int) -> Tensor | None:
+    if evaluation.paths is None:
+        return None
+    try:
+        return read_image(evaluation.paths[image])
+    except ImageError:
+        return None
+
+
+def _example(
+    evaluation: Evaluation, diagnosis: Diagnosis, mistake: Mistake, pixels: Tensor, names: Sequence[str]
+) -> Example:
+    errors = diagnosis.operating.errors
+    box = errors.truths.boxes[mistake.truth] if mistake.detection < 0 else errors.detections.boxes[mistake.detection]
+    window = _window(box, pixels.shape[1], pixels.shape[2])
+    x1, y1, x2, y2 = window
+    crop = pixels[:, y1:y2, x1:x2]
+    drawn = _drawn(evaluation, diagnosis, mistake.image, crop, torch.tensor([x1, y1]), 1.0, box)
+    truth, detected = names[mistake.cell[0]], names[mistake.cell[1]]
+    return Example(
+        drawn,
+        _title(evaluation, diagnosis, mistake),
+        evaluation.file_names[mistake.image],
+        {"kind": _NAMES[mistake.kind], "truth": truth, "detected": detected},
+    )
+
+
+def _title(evaluation: Evaluation, diagnosis: Diagnosis, mistake: Mistake) -> str:
+    """What happened, in a few words."""
+    names, errors = evaluation.class_names, diagnosis.operating.errors
+    if mistake.detection < 0:
+        label, score = int(errors.truths.labels[mistake.truth]), _best_score(diagnosis, mistake.truth)
+        below = f": its score {score:.2f} is below {diagnosis.thresholds[label]:.2f}" if score else ""
+        return f"{names[label]} missed{below}"
+    label = int(errors.detections.labels[mistake.detection])
+    said = f"{names[label]} {mistake.score:.2f}"
+    iou = float(errors.iou[mistake.detection])
+    about = names[int(errors.truths.labels[mistake.truth])] if mistake.truth >= 0 else ""
+    return {
+        ErrorType.CLASSIFICATION: f"{said}, labelled {about}",
+        ErrorType.LOCALISATION: f"{said}, IoU {iou:.2f}",
+        ErrorType.BOTH: f"{said}, labelled {about}, IoU {iou:.2f}",
+        ErrorType.DUPLICATE: f"{said}, found twice",
+        ErrorType.BACKGROUND: f"{said}, nothing labelled",
+    }[mistake.kind]
+
+
+def _window(box: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """A square around the box, moved into the image."""
+    x1, y1, x2, y2 = box.tolist()
+    side = max(_CROP * max(x2 - x1, y2 - y1), _CROP_SIDE)
+    wide, high = round(min(side, width)), round(min(side, height))
+    left = round(min(max((x1 + x2 - wide) / 2, 0), width - wide))
+    top = round(min(max((y1 + y2 - high) / 2, 0), height - high))
+    return left, top, left + wide, top + high
+
+
+def _drawn(
+    evaluation: Evaluation,
+    diagnosis: Diagnosis,
+    image: int,
+    pixels: Tensor,
+    corner: Tensor,
+    scale: float,
+    about: Tensor | None,
+) -> Image.Image:
+    """Detections that are kept and truths of an image, on a part of it.
+
+    Args:
+        evaluation: For the class names.
+        diagnosis: For what is right, wrong, found and missed.
+        image: Place of the image.
+        pixels: ``[3, H, W]`` uint8, the part.
+        corner: ``[2]`` x, y of its left top corner in the image.
+        scale: Its pixels for one of the image's.
+        about: ``[4]``, a box of the image: what overlaps it is drawn, with classes; None draws all, without.
+    """
+    names, errors, tags = evaluation.class_names, diagnosis.operating.errors, about is not None
+    size = torch.tensor([pixels.shape[2], pixels.shape[1]])
+
+    def placed(box: Tensor) -> Tensor | None:
+        if about is not None and float(box_iou(box[None], about[None])) < _NEAR:
+            return None
+        moved = (box - corner.repeat(2)) * scale
+        inside = torch.cat((moved[:2].clamp(min=0), torch.minimum(moved[2:], size)))
+        return inside if bool((inside[2:] > inside[:2]).all()) else None
+
+    solid, dashed, ignored = [], [], []
+    rows = (errors.detections.images == image).nonzero().flatten()
+    for row in rows[errors.detections.scores[rows].argsort()].tolist():
+        box, outcome = placed(errors.detections.boxes[row]), int(errors.outcome[row])
+        if box is None or outcome == IGNORED:
+            continue
+        text = f"{names[int(errors.detections.labels[row])]} {float(errors.detections.scores[row]):.2f}" if tags else ""
+        solid.append(Mark(box, text, WRONG if outcome == FALSE_POSITIVE else RIGHT))
+    for row in (errors.truths.images == image).nonzero().flatten().tolist():
+        box = placed(errors.truths.boxes[row])
+        if box is None:
+            continue
+        region = bool(errors.truths.ignore[row])
+        missed = not region and int(errors.found_by[row]) < 0
+        name = names[int(errors.truths.labels[row])] if tags else ""
+        dashed.append(Mark(box, name, MISSED if missed else FOUND))
+        ignored.append(region)
+    return draw_marks(pixels, solid, dashed, torch.tensor(ignored, dtype=torch.bool), _THUMBNAIL if tags else 0)
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
