@@ -178,7 +178,7 @@ def run_hotcoco(work: Workload) -> Callable[[], Result]:
 
 def _run_coco(work: Workload, load: Callable[[dict[str, Any]], Any], evaluation_class: Callable[..., Any]) -> Result:
     start = time.perf_counter()
-    dataset, results = _coco_dictionaries(work)
+    dataset, results = coco_dictionaries(work)
     made = time.perf_counter()
     coco = load(dataset)
     evaluation = evaluation_class(coco, coco.loadRes(results), "bbox")
@@ -191,7 +191,9 @@ def _run_coco(work: Workload, load: Callable[[dict[str, Any]], Any], evaluation_
     return Result(made - start, done - made, 0.0, [float(value) for value in evaluation.stats], by_class)
 
 
-def _coco_dictionaries(work: Workload) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def coco_dictionaries(work: Workload) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The workload as COCO's annotations and results."""
+
     def columns(boxes: Tensor, used: Tensor, *more: Tensor) -> zip[tuple[Any, ...]]:
         image = used.nonzero()[:, 0]
         corners = boxes[used].double()

@@ -85,7 +85,7 @@ def test_all_counts_agree(evaluation: Evaluation, diagnosis: Diagnosis) -> None:
 def test_ap_is_one_number(diagnosis: Diagnosis) -> None:
     estimate = float(diagnosis.ap.overall.estimate)
     assert estimate == pytest.approx(diagnosis.metrics["map"], abs=1e-6)
-    assert float(diagnosis.ap_by_iou.per_iou.estimate[diagnosis.ious.index(0.5)]) == pytest.approx(
+    assert float(diagnosis.ap.per_iou.estimate[diagnosis.ious.index(0.5)]) == pytest.approx(
         diagnosis.metrics["map_50"], abs=1e-6
     )
     assert diagnosis.costs.ap == pytest.approx(diagnosis.metrics["map_50"], abs=1e-6)

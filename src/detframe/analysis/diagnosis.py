@@ -89,9 +89,8 @@ class Diagnosis(NamedTuple):
 
     rows: TableRows
     metrics: dict[str, Any]  # the content of a metrics file
-    ap: AveragePrecisionIntervals  # at COCO_IOUS
     ious: list[float]  # COCO's and others that were asked for, ascending
-    ap_by_iou: AveragePrecisionIntervals  # at `ious`
+    ap: AveragePrecisionIntervals  # at `ious`, with means over COCO's
     curves: list[ThresholdCurve]  # by class, at IoU 0.5
     points: list[OperatingPoint | None]  # by class, None where no threshold meets the aim
     thresholds: NDArray[np.float64]  # [C], what is kept in the parts below
@@ -154,8 +153,6 @@ def diagnose_rows(
     areas = torch.from_numpy(evaluation.table["area"].to_numpy().copy())[rows.truth_rows]
     weights = bootstrap_weights(images, replicates, seed)
     all_ious = sorted({*COCO_IOUS, *ious})
-    ap_by_iou = _intervals(detections, truths, all_ious, classes, weights)
-    own = _intervals(detections, truths, list(COCO_IOUS), classes, weights)
 
     matches = match_rows(detections, truths, 0.5)
     counted = (~matches.ignored).numpy()
@@ -176,9 +173,8 @@ def diagnose_rows(
     return Diagnosis(
         rows=rows,
         metrics=_mean_average_precision(rows, areas, images, evaluation.class_names),
-        ap=own,
         ious=all_ious,
-        ap_by_iou=ap_by_iou,
+        ap=_intervals(detections, truths, all_ious, classes, weights),
         curves=curves,
         points=points,
         thresholds=thresholds,
@@ -220,7 +216,8 @@ def _intervals(
         object_labels=truths.labels[counted].numpy(),
         object_images=truths.images[counted].numpy(),
     )
-    return average_precision_intervals(evaluated, classes, weights)
+    averaged = [place for place, iou in enumerate(ious) if iou in COCO_IOUS]
+    return average_precision_intervals(evaluated, classes, weights, averaged=averaged)
 
 
 def _calibration(

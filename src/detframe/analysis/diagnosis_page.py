@@ -123,7 +123,7 @@ def _classes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
 
 def _by_iou(evaluation: Evaluation, diagnosis: Diagnosis) -> Markup:
     figure, axes = _axes("IoU that counts as found", "AP")
-    by_iou, ious = diagnosis.ap_by_iou, diagnosis.ious
+    by_iou, ious = diagnosis.ap, diagnosis.ious
     axes.fill_between(ious, by_iou.per_iou.low, by_iou.per_iou.high, color=_MEAN, alpha=0.15, lw=0)
     for label in _shown(diagnosis):
         axes.plot(ious, by_iou.per_class_and_iou.estimate[label], label=evaluation.class_names[label], lw=1.2)
@@ -296,7 +296,8 @@ def _calibration(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
         panels = panels[:1]
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.7 * columns, 2.8 * lines), layout="constrained")
+    figure = Figure(figsize=(2.7 * columns, 2.8 * lines))
+    figure.subplots_adjust(wspace=0.25, hspace=0.45)
     for i, (name, bins) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, i + 1)
         centre = (bins.edges[1:] + bins.edges[:-1]) / 2

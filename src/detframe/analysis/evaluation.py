@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,45 +177,61 @@ def _detections(
     def fail(row: int, what: str, cure: str) -> DataError:
         return DataError(f"{path}: row {row} (counted from 0) {what}. {cure}")
 
+    def require(sound: NDArray[np.bool_] | np.bool_, what: Callable[[int], str], cure: str) -> None:
+        wrong = np.flatnonzero(~sound)
+        if len(wrong):
+            raise fail(int(wrong[0]), what(int(wrong[0])), cure)
+
+    malformed = next((i for i, row in enumerate(rows) if not _is_result(row)), None)
+    if malformed is not None:
+        raise fail(malformed, "has no image_id, category_id, bbox of four numbers and score", "Write COCO results.")
     positions = {image_id: i for i, image_id in enumerate(index.image_ids.tolist())}
     labels = {category.id: label for label, category in enumerate(index.categories)}
-    parsed = np.zeros((len(rows), 7))  # place of the image, label, x1, y1, x2, y2, score
-    for i, row in enumerate(rows):
-        try:
-            image_id, category, box, score = (row[key] for key in ("image_id", "category_id", "bbox", "score"))
-            x, y, width, height = map(float, box)
-            score = float(score)
-        except (TypeError, KeyError, ValueError) as error:
-            raise fail(
-                i, "has no image_id, category_id, bbox of four numbers and score", "Write COCO results."
-            ) from error
-        if image_id not in positions:
-            raise fail(
-                i, f"is of image {image_id!r}, which {index.source} does not have", "Give the data it belongs to."
-            )
-        if category not in labels:
-            known = ", ".join(f"{c.id} {c.name}" for c in index.categories[:10])
-            raise fail(i, f"is of category {category!r}, which {index.source} does not have", f"It has: {known}.")
-        if not 0 <= score <= 1:
-            raise fail(i, f"has a score of {score}", "Scores in 0..1 are needed.")
-        position = positions[image_id]
-        image_height, image_width = sizes[position]
-        if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
-            raise fail(i, f"has the box {box}", "Boxes are x, y, width and height in pixels, with sides above 0.")
-        if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
-            size = f"{image_width} x {image_height}"
-            raise fail(i, f"has the box {box}, outside of its image of {size} pixels", "Give the data it belongs to.")
-        parsed[i] = position, labels[category], x, y, x + width, y + height, score
-    order = np.lexsort((-parsed[:, 6], index.image_ids[parsed[:, 0].astype(np.int64)]))
-    parsed = parsed[order]
+    image = np.array([positions.get(row["image_id"], -1) for row in rows], dtype=np.int64)
+    label = np.array([labels.get(row["category_id"], -1) for row in rows], dtype=np.int64)
+    box = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    score = np.array([row["score"] for row in rows], dtype=np.float64)
+    absent = f"which {index.source} does not have"
+    known = ", ".join(f"{category.id} {category.name}" for category in index.categories[:10])
+    belongs = "Give the data that the detector saw."
+    require(image >= 0, lambda i: f"is of image {rows[i]['image_id']!r}, {absent}", belongs)
+    require(label >= 0, lambda i: f"is of category {rows[i]['category_id']!r}, {absent}", f"It has: {known}.")
+    require((score >= 0) & (score <= 1), lambda i: f"has a score of {score[i]}", "Scores in 0..1 are needed.")
+    require(
+        np.isfinite(box).all(axis=1) & (box[:, 2:] > 0).all(axis=1),
+        lambda i: f"has the box {rows[i]['bbox']}",
+        "Boxes are x, y, width and height in pixels, with sides above 0.",
+    )
+    extent = sizes[image][:, ::-1]
+    require(
+        (box[:, :2] < extent).all(axis=1) & (box[:, :2] + box[:, 2:] > 0).all(axis=1),
+        lambda i: f"has the box {rows[i]['bbox']}, outside of its image of {extent[i, 0]} x {extent[i, 1]} pixels",
+        belongs,
+    )
+    order = np.lexsort((-score, index.image_ids[image]))
+    corners = np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)[order]
     found = DetectionRows(
-        images=torch.from_numpy(parsed[:, 0].astype(np.int64)),
-        boxes=torch.from_numpy(parsed[:, 2:6].astype(np.float32)),
-        scores=torch.from_numpy(parsed[:, 6].astype(np.float32)),
-        labels=torch.from_numpy(parsed[:, 1].astype(np.int64)),
+        images=torch.from_numpy(image[order]),
+        boxes=torch.from_numpy(corners.astype(np.float32)),
+        scores=torch.from_numpy(score[order].astype(np.float32)),
+        labels=torch.from_numpy(label[order]),
     )
     ids = np.array([category.id for category in index.categories], dtype=np.int64)
     return found, ids
+
+
+def _is_result(row: Any) -> bool:  # noqa: ANN401 - what JSON holds
+    """Whether a row has the keys of COCO results, with numbers where they belong."""
+    try:
+        box, score = row["bbox"], row["score"]
+        return (
+            len(box) == 4
+            and all(isinstance(value, (int, float)) for value in (*box, score))
+            and isinstance(row["image_id"], (int, str))
+            and isinstance(row["category_id"], (int, str))
+        )
+    except (TypeError, KeyError):
+        return False
 
 
 def _table(

@@ -8,7 +8,7 @@ turning the draw into a set of images makes intervals 0.76 times too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,9 +49,9 @@ class AveragePrecisionIntervals(NamedTuple):
     """Average precision with intervals."""
 
     per_class_and_iou: Interval  # [C, T]
-    per_class: Interval  # [C], mean over IoUs
+    per_class: Interval  # [C], mean over the IoUs asked for
     per_iou: Interval  # [T], mean over the classes that have objects
-    overall: Interval  # [], mean over both: mAP
+    overall: Interval  # [], mean of these over classes: mAP
 
 
 def bootstrap_weights(images: int, replicates: int, seed: int) -> NDArray[np.int32]:
@@ -69,7 +69,11 @@ def bootstrap_weights(images: int, replicates: int, seed: int) -> NDArray[np.int
 
 
 def average_precision_intervals(
-    evaluated: EvaluatedImages, classes: int, weights: NDArray[np.int32], level: float = 0.95
+    evaluated: EvaluatedImages,
+    classes: int,
+    weights: NDArray[np.int32],
+    level: float = 0.95,
+    averaged: Sequence[int] | None = None,
 ) -> AveragePrecisionIntervals:
     """Average precision of each class and IoU and its means, with bootstrap intervals.
 
@@ -78,21 +82,23 @@ def average_precision_intervals(
         classes: ``C``.
         weights: ``[B, I]``, from :func:`bootstrap_weights`.
         level: Share of such intervals that hold the true value, in 0..1.
+        averaged: Places of the IoUs that means are taken over; None takes all.
 
     Raises:
         ValueError: As for :func:`weighted_average_precision`.
     """
     estimate = weighted_average_precision(evaluated, classes, np.ones((1, weights.shape[1]), dtype=np.int32))[0]
     replicates = weighted_average_precision(evaluated, classes, weights)
+    columns = list(range(estimate.shape[-1])) if averaged is None else list(averaged)
 
     def interval(mean: Callable[[Floats], Floats]) -> Interval:
         return basic_interval(mean(estimate), mean(replicates), level)
 
     return AveragePrecisionIntervals(
         per_class_and_iou=interval(lambda values: values),
-        per_class=interval(lambda values: values.mean(axis=-1)),
+        per_class=interval(lambda values: values[..., columns].mean(axis=-1)),
         per_iou=interval(lambda values: mean_of_known(values, axis=-2)),
-        overall=interval(lambda values: mean_of_known(values, axis=-2).mean(axis=-1)),
+        overall=interval(lambda values: mean_of_known(values[..., columns], axis=-2).mean(axis=-1)),
     )
 
 
