@@ -263,6 +263,26 @@ def test_predict_needs_the_checkpoint_and_images_alone(folder: Path, run: Path) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # jsonargparse, about Lightning's call of it
+@pytest.mark.slow
+def test_a_run_is_calibrated_by_what_validation_found(folder: Path, run: Path) -> None:
+    best = str(run / "checkpoints" / "best.ckpt")
+    options = ("--config", "config.yaml")
+    assert detframe("validate", *options, "--ckpt_path", best, folder=folder).returncode == 0
+    done = detframe("calibrate", str(run), "--json", folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout)
+    assert figures["val"]["images"] == 8
+    assert figures["val"]["before"]["map"] == pytest.approx(read(newest(folder), "val")["map"], abs=1e-6)
+    done = detframe("test", *options, "--ckpt_path", figures["checkpoint"], folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tested = newest(folder)
+    assert_same_figures(read(tested), read(run), 5e-4)
+    highest = [
+        max(pq.read_table(f / "test_predictions.parquet")["score"].drop_null().to_pylist()) for f in (run, tested)
+    ]
+    assert highest[0] != highest[1]
+
+
 def test_a_checkpoint_loads_without_a_configuration_and_without_running_code(run: Path) -> None:
     task = DetectionTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert task.class_names == list(CLASS_NAMES)

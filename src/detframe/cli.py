@@ -34,6 +34,10 @@ VERBS = {
     "fit": Verb("train a detector, then test its best checkpoint", ""),
     "validate": Verb("evaluate a checkpoint on the validation split", ""),
     "test": Verb("evaluate a checkpoint on the test split", ""),
+    "calibrate": Verb(
+        "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
+        "detframe.analysis.calibrate:calibrate",
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 

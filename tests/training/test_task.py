@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from detframe.models.backbones import TimmBackbone
+from detframe.models.calibration import Calibration
 from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN, SimpleFeaturePyramid
 from detframe.structures import Batch, Targets
@@ -176,3 +178,71 @@ def test_what_no_checkpoint_could_remember_is_refused() -> None:
         class_path_of(lambda: None)
     with pytest.raises(ValueError, match="classes"):
         DetectionTask()
+
+
+def saved(task: DetectionTask, path: Path) -> Path:
+    one = trainer(path.parent)
+    one.strategy.connect(task)
+    one.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Path:
+    """A checkpoint whose first class has half the logits."""
+    task = make_task()
+    task.detector.calibration = Calibration(2)
+    task.detector.calibration.logits[0] *= 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return saved(task, tmp_path / "calibrated.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_calibrated_checkpoint_gives_calibrated_scores(calibrated: Path, tmp_path: Path) -> None:
+    task = DetectionTask.load_from_checkpoint(calibrated, weights_only=True).eval()
+    plain = make_task().eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain(images).scores.double()
+        found = task(images)
+    assert task.detector.calibration is not None
+    labels = plain(images).labels
+    expected = torch.where(labels == 0, torch.sigmoid(0.5 * torch.logit(expected)), expected)
+    expected = torch.where(plain(images).valid, expected, 0.0).sort(dim=1, descending=True).values
+    torch.testing.assert_close(found.scores, expected.float(), atol=1e-5, rtol=1e-4)
+
+    # Within one process one checkpoint may follow another.
+    outputs = trainer(tmp_path).predict(task, loader(make_batch()), ckpt_path=saved(plain, tmp_path / "plain.ckpt"))
+    assert outputs is not None
+    assert task.detector.calibration is None
+    outputs = trainer(tmp_path).predict(task, loader(make_batch()), ckpt_path=calibrated)
+    assert outputs is not None
+    assert task.detector.calibration is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("averaged", [False, True])
+def test_training_leaves_a_calibration_behind(averaged: bool, calibrated: Path, tmp_path: Path) -> None:
+    """Resumed or begun from it, with or without averaged weights, and saved again without it."""
+    callbacks = [EMAWeightAveraging(decay=0.5)] if averaged else []
+    first, again = make_task(), make_task()
+    one = trainer(tmp_path, max_epochs=1, callbacks=callbacks)
+    one.fit(first, loader(make_batch()))
+    one.save_checkpoint(tmp_path / "last.ckpt")
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    curves = {f"detector.calibration.{name}": value for name, value in Calibration(2).named_buffers()}
+    content["state_dict"] |= curves
+    torch.save(content, tmp_path / "last.ckpt")
+
+    other = trainer(tmp_path, max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.5)] if averaged else [])
+    other.fit(again, loader(make_batch()), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert other.current_epoch == 2
+    assert again.detector.calibration is None
+    other.save_checkpoint(tmp_path / "more.ckpt")
+    assert not curves.keys() & torch.load(tmp_path / "more.ckpt", weights_only=True)["state_dict"].keys()
+
+    begun = make_task(init_from=str(calibrated))
+    assert begun.detector.calibration is None
+    weights = torch.load(calibrated, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[f"detector.{key}"]) for key, value in begun.detector.state_dict().items())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detframe.models.backbones import Backbone
+from detframe.models.calibration import Calibration
 from detframe.models.heads.base import Head
 from detframe.models.necks import Neck
 from detframe.structures import Detections, Level, Targets
@@ -31,6 +32,7 @@ class Detector(nn.Module):
         self.backbone = backbone
         self.neck = neck
         self.head = head
+        self.calibration: Calibration | None = None  # until `detframe calibrate`, so that nothing of it is saved
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
         self.to(memory_format=torch.channels_last)  # 1.3 to 2 times as fast for convolutions on CPU and tensor cores
@@ -38,6 +40,8 @@ class Detector(nn.Module):
     def forward(self, images: Tensor) -> Detections:
         """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
         detections: Detections = self.head(self.features(images), (images.shape[2], images.shape[3]))
+        if self.calibration is not None:
+            detections = self.calibration(detections)
         return detections
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from detframe.letterbox import to_original
 from detframe.metrics.mean_ap import MeanAveragePrecision, named_results
 from detframe.models.backbones import Backbone, TimmBackbone
+from detframe.models.calibration import Calibration
 from detframe.models.detector import Detector, build_detector
 from detframe.models.heads.base import Head
 from detframe.models.heads.dense import DenseHead
@@ -236,8 +238,21 @@ class DetectionTask(LightningModule):
             self.detector.neck.compile()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of a detector with other classes, as :meth:`setup` does with data."""
+        """Refuse weights of a detector with other classes, as :meth:`setup` does with data; calibrate as it does.
+
+        Training that goes on from a calibrated checkpoint leaves the calibration out: it is one of weights that will
+        not stay, and weight averaging keeps a model without it.
+        """
         self._require_classes(checkpoint["hyper_parameters"]["class_names"], "checkpoint")
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        own = [key for key in state if key.startswith("detector.calibration.")]
+        self.detector.calibration = None
+        if own and self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_info("The checkpoint's calibration is left out; run `detframe calibrate` again after training.")
+            for key in own:
+                del state[key]
+        elif own:
+            self.detector.calibration = Calibration(len(self.class_names)).to(self.device)
 
     def _require_classes(self, names: Sequence[str], whose: str) -> None:
         if list(names) != self.class_names:

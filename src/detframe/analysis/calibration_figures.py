@@ -1,0 +1,199 @@
+"""What calibration changes, in figures: errors before and after, on images that the curves were not fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from detframe.analysis.prediction_rows import TableRows, rows_of_table
+from detframe.metrics.calibration import (
+    detection_ece,
+    error_by_chance,
+    localisation_aware_ace,
+    localisation_aware_ece,
+    reliability_bins,
+    reliability_bins_per_class,
+)
+from detframe.metrics.calibrators import fit_isotonic, fit_platt
+from detframe.metrics.columns import mean_of_known
+from detframe.metrics.mean_ap import MeanAveragePrecision
+from detframe.metrics.rows import match_rows
+from detframe.score_curves import ScoreCurves, calibrate_scores
+
+Floats = NDArray[np.float64]
+Target = Literal["precision", "iou"]
+Method = Literal["isotonic", "platt"]
+
+FITS: dict[Method, Callable[[NDArray[Any], NDArray[Any], NDArray[Any], int], ScoreCurves]] = {
+    "isotonic": fit_isotonic,
+    "platt": fit_platt,
+}
+FOLDS = 5
+"""Parts of the validation images, each of which is judged by curves that the others gave."""
+
+D_ECE_BINS, D_ECE_MIN_SCORE, LAECE_BINS = 10, 0.3, 25  # fiveai/detection_calibration
+
+
+class Judged(NamedTuple):
+    """Detections whose outcome is known, those that the matcher set aside left out."""
+
+    rows: NDArray[np.int64]  # [J], of the D detections
+    targets: Floats  # [J], 0..1
+
+
+class Split(NamedTuple):
+    """The table of a split and what each detection found in it."""
+
+    rows: TableRows
+    areas: torch.Tensor  # [G] float32, square pixels, of the truths
+    precision: Judged  # a true positive at IoU 0.5 is 1, a false one 0
+    iou: Judged  # IoU with the object found when matched at an IoU of 0, 0 for none
+
+
+def split_of_table(table: pa.Table) -> Split:
+    """Match the detections of a table of :data:`detframe.analysis.predictions.SCHEMA` with its truths."""
+    rows = rows_of_table(table)
+    areas = torch.from_numpy(table["area"].to_numpy()[rows.truth_rows.numpy()])
+    half, lenient = (match_rows(rows.detections, rows.truths, threshold) for threshold in (0.5, 0.0))
+    # An IoU of 0 reaches a threshold of 0. COCO's rule, and with it fiveai's, would set every false detection of an
+    # image with an ignore region aside for that; here it has found nothing.
+    return Split(
+        rows,
+        areas,
+        precision=_judged(half.ignored, (half.truth >= 0).double()),
+        iou=_judged(lenient.ignored & (lenient.iou > 0), lenient.iou),
+    )
+
+
+def _judged(ignored: torch.Tensor, targets: torch.Tensor) -> Judged:
+    rows = (~ignored).nonzero()[:, 0]
+    return Judged(rows.numpy(), targets[rows].numpy())
+
+
+def judged(split: Split, target: Target) -> Judged:
+    """What calibrated scores are to promise."""
+    return split.precision if target == "precision" else split.iou
+
+
+def raw_scores(split: Split) -> Floats:
+    """Scores of a split's detections, ``[D]``."""
+    return np.asarray(split.rows.detections.scores, dtype=np.float64)
+
+
+def fit(split: Split, target: Target, method: Method, classes: int, images: NDArray[np.bool_]) -> ScoreCurves:
+    """Curves from the detections of some images.
+
+    Args:
+        split: Detections and what they found.
+        target: What scores are to promise.
+        method: Of fitting.
+        classes: C.
+        images: ``[I]``, which of the split's images.
+    """
+    rows, targets = judged(split, target)
+    found = split.rows.detections
+    used = images[found.images.numpy()[rows]]
+    rows = rows[used]
+    return FITS[method](found.scores.numpy()[rows], targets[used], found.labels.numpy()[rows], classes)
+
+
+def calibrated(split: Split, curves: ScoreCurves) -> Floats:
+    """Scores as the calibrated detector gives them, rounded to float32, ``[D]``."""
+    found = split.rows.detections
+    return np.asarray(calibrate_scores(found.scores.double(), found.labels, curves).float(), dtype=np.float64)
+
+
+def cross_calibrated(split: Split, target: Target, method: Method, classes: int, seed: int = 0) -> Floats:
+    """Each image's scores on curves from the other parts of the images, ``[D]``.
+
+    Args:
+        split: At least :data:`FOLDS` images.
+        target: As for :func:`fit`.
+        method: As for :func:`fit`.
+        classes: As for :func:`fit`.
+        seed: Of how images are dealt out.
+    """
+    images = len(split.rows.image_ids)
+    fold = np.random.default_rng(seed).permutation(images) % FOLDS
+    fold_of_row = fold[split.rows.detections.images.numpy()]
+    scores = raw_scores(split)
+    for k in range(FOLDS):
+        mine = fold_of_row == k
+        scores[mine] = calibrated(split, fit(split, target, method, classes, fold != k))[mine]
+    return scores
+
+
+def errors(split: Split, scores: Floats, names: Sequence[str]) -> dict[str, Any]:
+    """Calibration errors of a split.
+
+    Args:
+        split: Detections and what they found.
+        scores: ``[D]``, 0..1, to judge.
+        names: Of the classes.
+
+    Returns:
+        ``d_ece``, ``laece0``, ``laace0``; ``d_ece_by_chance`` and ``laece0_by_chance`` (an upper bound), which true
+        scores would show in bins so filled; and ``per_class``. None where there is nothing to judge.
+    """
+    labels = split.rows.detections.labels.numpy()
+    positives = np.bincount(split.rows.truths.labels[~split.rows.truths.ignore].numpy(), minlength=len(names))
+    hit, near = split.precision, split.iou
+    near_scores, near_labels = scores[near.rows], labels[near.rows]
+    laece = localisation_aware_ece(near_scores, near.targets, near_labels, positives, LAECE_BINS)
+    laace = localisation_aware_ace(near_scores, near.targets, near_labels, positives)
+    high = hit.rows[scores[hit.rows] >= D_ECE_MIN_SCORE]
+    chance = error_by_chance(reliability_bins_per_class(near_scores, near.targets, near_labels, len(names), LAECE_BINS))
+    d_ece_chance = error_by_chance(reliability_bins(scores[high], np.zeros(len(high)), D_ECE_BINS))
+
+    def d_ece(mine: NDArray[np.bool_]) -> float | None:
+        error = detection_ece(scores[hit.rows][mine], hit.targets[mine], D_ECE_BINS, D_ECE_MIN_SCORE)
+        return _known(error)
+
+    return {
+        "d_ece": d_ece(np.ones(len(hit.rows), dtype=bool)),
+        "d_ece_by_chance": _known(float(d_ece_chance)),
+        "laece0": _known(laece.mean),
+        "laece0_by_chance": _known(float(mean_of_known(np.where(positives > 0, chance, np.nan)))),
+        "laace0": _known(laace.mean),
+        "per_class": {
+            name: {
+                "detections": int((labels == c).sum()),
+                "objects": int(positives[c]),
+                "d_ece": d_ece(labels[hit.rows] == c),
+                "laece0": _known(float(laece.per_class[c])),
+                "laace0": _known(float(laace.per_class[c])),
+            }
+            for c, name in enumerate(names)
+        },
+    }
+
+
+def mean_average_precision(split: Split, scores: Floats) -> float:
+    """COCO's mAP of a split's detections with these scores ``[D]``, by the metric of training."""
+    rows, truths = split.rows, split.rows.truths
+    images = len(rows.image_ids)
+
+    def by_image(places: torch.Tensor, **columns: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        order, counts = places.argsort(stable=True), places.bincount(minlength=images).tolist()
+        parts = {name: values[order].split(counts) for name, values in columns.items()}
+        return [{name: values[i] for name, values in parts.items()} for i in range(images)]
+
+    found = rows.detections
+    metric = MeanAveragePrecision()
+    metric.update(
+        by_image(found.images, boxes=found.boxes, scores=torch.from_numpy(scores).float(), labels=found.labels),
+        by_image(truths.images, boxes=truths.boxes, labels=truths.labels, iscrowd=truths.ignore, area=split.areas),
+        rows.image_ids,
+    )
+    return float(metric.compute()["map"])
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
