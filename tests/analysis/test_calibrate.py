@@ -28,11 +28,11 @@ from detframe.analysis.calibration_figures import (
     cross_calibrated,
     errors,
     fit,
-    mean_average_precision,
+    mean_ap,
     raw_scores,
     split_of_table,
 )
-from detframe.analysis.predictions import SCHEMA
+from detframe.analysis.prediction_table import SCHEMA
 from detframe.cli import main
 from detframe.models.backbones import TimmBackbone
 from detframe.models.heads.dense import DenseHead
@@ -154,8 +154,8 @@ def test_a_score_can_promise_an_iou_instead(run: Path) -> None:
 def test_map_stays(seed: int, method: Method, target: Target) -> None:
     split = split_of_table(made_up(seed, images=12))
     curves = fit(split, target, method, 2, np.ones(12, dtype=bool))
-    before = mean_average_precision(split, raw_scores(split))
-    assert mean_average_precision(split, calibrated(split, curves)) == pytest.approx(before, abs=1e-6)
+    before = mean_ap(split, raw_scores(split), NAMES)
+    assert mean_ap(split, calibrated(split, curves), NAMES) == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", FITS)
@@ -191,7 +191,7 @@ def test_figures_of_three_detections() -> None:
         "laece0": None,
         "laace0": None,
     }
-    assert mean_average_precision(split, raw_scores(split)) == pytest.approx(1)
+    assert mean_ap(split, raw_scores(split), NAMES) == pytest.approx(1)
 
 
 def without_checkpoint(run: Path) -> None:

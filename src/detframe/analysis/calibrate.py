@@ -30,7 +30,7 @@ from detframe.analysis.calibration_figures import (
     errors,
     fit,
     judged,
-    mean_average_precision,
+    mean_ap,
     raw_scores,
     split_of_table,
 )
@@ -271,10 +271,10 @@ def _summary(result: Result, curves: ScoreCurves, names: Sequence[str]) -> dict[
         "table": str(result.table),
         "images": len(split.rows.image_ids),
         "detections": len(raw),
-        "before": {"map": mean_average_precision(split, raw), **errors(split, raw, names)},
+        "before": {"map": mean_ap(split, raw, names), **errors(split, raw, names)},
         # Of the curves that are kept, on validation too: scores of several sets of curves have no common order.
         "after": {
-            "map": mean_average_precision(split, calibrated(split, curves)),
+            "map": mean_ap(split, calibrated(split, curves), names),
             **errors(split, result.after, names),
         },
     }

@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from detframe.analysis.prediction_rows import TableRows, rows_of_table
+from detframe.analysis.prediction_table import TableRows, rows_of_table
+from detframe.analysis.row_metrics import Judged, judge_iou, judge_precision, mean_average_precision
 from detframe.metrics.calibration import (
     detection_ece,
     error_by_chance,
@@ -22,8 +23,6 @@ from detframe.metrics.calibration import (
 )
 from detframe.metrics.calibrators import fit_isotonic, fit_platt
 from detframe.metrics.columns import mean_of_known
-from detframe.metrics.mean_ap import MeanAveragePrecision
-from detframe.metrics.rows import match_rows
 from detframe.score_curves import ScoreCurves, calibrate_scores
 
 Floats = NDArray[np.float64]
@@ -40,13 +39,6 @@ FOLDS = 5
 D_ECE_BINS, D_ECE_MIN_SCORE, LAECE_BINS = 10, 0.3, 25  # fiveai/detection_calibration
 
 
-class Judged(NamedTuple):
-    """Detections whose outcome is known, those that the matcher set aside left out."""
-
-    rows: NDArray[np.int64]  # [J], of the D detections
-    targets: Floats  # [J], 0..1
-
-
 class Split(NamedTuple):
     """The table of a split and what each detection found in it."""
 
@@ -57,28 +49,23 @@ class Split(NamedTuple):
 
 
 def split_of_table(table: pa.Table) -> Split:
-    """Match the detections of a table of :data:`detframe.analysis.predictions.SCHEMA` with its truths."""
+    """Match the detections of a table of :data:`detframe.analysis.prediction_table.SCHEMA` with its truths."""
     rows = rows_of_table(table)
     areas = torch.from_numpy(table["area"].to_numpy()[rows.truth_rows.numpy()])
-    half, lenient = (match_rows(rows.detections, rows.truths, threshold) for threshold in (0.5, 0.0))
-    # An IoU of 0 reaches a threshold of 0. COCO's rule, and with it fiveai's, would set every false detection of an
-    # image with an ignore region aside for that; here it has found nothing.
-    return Split(
-        rows,
-        areas,
-        precision=_judged(half.ignored, (half.truth >= 0).double()),
-        iou=_judged(lenient.ignored & (lenient.iou > 0), lenient.iou),
-    )
-
-
-def _judged(ignored: torch.Tensor, targets: torch.Tensor) -> Judged:
-    rows = (~ignored).nonzero()[:, 0]
-    return Judged(rows.numpy(), targets[rows].numpy())
+    found, present = rows.detections, rows.truths
+    return Split(rows, areas, precision=judge_precision(found, present), iou=judge_iou(found, present))
 
 
 def judged(split: Split, target: Target) -> Judged:
     """What calibrated scores are to promise."""
     return split.precision if target == "precision" else split.iou
+
+
+def mean_ap(split: Split, scores: Floats, names: Sequence[str]) -> float:
+    """COCO's mAP of a split's detections with these scores ``[D]``; ``names`` are the classes'."""
+    found = split.rows.detections._replace(scores=torch.from_numpy(scores).float())
+    mean: float = mean_average_precision(split.rows._replace(detections=found), split.areas, names)["map"]
+    return mean
 
 
 def raw_scores(split: Split) -> Floats:
@@ -172,26 +159,6 @@ def errors(split: Split, scores: Floats, names: Sequence[str]) -> dict[str, Any]
             for c, name in enumerate(names)
         },
     }
-
-
-def mean_average_precision(split: Split, scores: Floats) -> float:
-    """COCO's mAP of a split's detections with these scores ``[D]``, by the metric of training."""
-    rows, truths = split.rows, split.rows.truths
-    images = len(rows.image_ids)
-
-    def by_image(places: torch.Tensor, **columns: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        order, counts = places.argsort(stable=True), places.bincount(minlength=images).tolist()
-        parts = {name: values[order].split(counts) for name, values in columns.items()}
-        return [{name: values[i] for name, values in parts.items()} for i in range(images)]
-
-    found = rows.detections
-    metric = MeanAveragePrecision()
-    metric.update(
-        by_image(found.images, boxes=found.boxes, scores=torch.from_numpy(scores).float(), labels=found.labels),
-        by_image(truths.images, boxes=truths.boxes, labels=truths.labels, iscrowd=truths.ignore, area=split.areas),
-        rows.image_ids,
-    )
-    return float(metric.compute()["map"])
 
 
 def _known(value: float) -> float | None:

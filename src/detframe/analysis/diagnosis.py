@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detframe.analysis.evaluation import Evaluation
 from detframe.analysis.prediction_table import TableRows, rows_of_table
+from detframe.analysis.row_metrics import judge_iou, judge_precision, mean_average_precision
 from detframe.analysis.slicing import Slice, slices
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
 from detframe.metrics.bootstrap import (
@@ -34,7 +35,6 @@ from detframe.metrics.confusion import Confusion, confusion_matrix
 from detframe.metrics.correction_cost import correction_costs
 from detframe.metrics.error_costs import ConfusionCost, ErrorCosts, cost_of_rows, error_costs, rank_confusions
 from detframe.metrics.errors import ErrorTable, find_errors
-from detframe.metrics.mean_ap import MeanAveragePrecision, named_results
 from detframe.metrics.olrp import OptimalLrp, optimal_lrp
 from detframe.metrics.operating_points import (
     OperatingPoint,
@@ -45,7 +45,7 @@ from detframe.metrics.operating_points import (
     most_recall_at_precision,
     threshold_curves,
 )
-from detframe.metrics.rows import DetectionRows, TruthRows, match_rows, outcomes_of_rows, padded_images, within_limit
+from detframe.metrics.rows import DetectionRows, TruthRows, outcomes_of_rows, within_limit
 from detframe.metrics.slices import SliceGaps, slice_gaps
 
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
@@ -154,10 +154,9 @@ def diagnose_rows(
     weights = bootstrap_weights(images, replicates, seed)
     all_ious = sorted({*COCO_IOUS, *ious})
 
-    matches = match_rows(detections, truths, 0.5)
-    counted = (~matches.ignored).numpy()
-    hits, scores, labels = ((matches.truth >= 0).numpy(), detections.scores.numpy(), detections.labels.numpy())
-    hits, scores, labels, iou = hits[counted], scores[counted], labels[counted], matches.iou.numpy()[counted]
+    counted, hits = judge_precision(detections, truths)
+    scores, labels = detections.scores.numpy()[counted], detections.labels.numpy()[counted]
+    hits = hits > 0
     positives = torch.bincount(truths.labels[~truths.ignore], minlength=classes).numpy()
     curves = threshold_curves(scores, hits, labels, positives)
     points = [aim(curve) for curve in curves]
@@ -172,13 +171,13 @@ def diagnose_rows(
     shown = operating.errors.outcome != IGNORED
     return Diagnosis(
         rows=rows,
-        metrics=_mean_average_precision(rows, areas, images, evaluation.class_names),
+        metrics=mean_average_precision(rows, areas, evaluation.class_names),
         ious=all_ious,
         ap=_intervals(detections, truths, all_ious, classes, weights),
         curves=curves,
         points=points,
         thresholds=thresholds,
-        olrp=optimal_lrp(scores, iou, hits, labels, positives),
+        olrp=optimal_lrp(scores, errors.iou.numpy()[counted], hits, labels, positives),
         calibration=_calibration(detections, truths, hits, scores, labels, positives),
         confusion=confusion_matrix(detections, truths, classes, score_threshold=limits.to(detections.scores.dtype)),
         errors=errors,
@@ -190,16 +189,6 @@ def diagnose_rows(
             DetectionRows(*(column[shown] for column in operating.errors.detections)), truths, images
         ),
     )
-
-
-def _mean_average_precision(rows: TableRows, areas: Tensor, images: int, names: Sequence[str]) -> dict[str, Any]:
-    """The content of a metrics file, of the same class that made the run's."""
-    metric = MeanAveragePrecision(class_metrics=True)
-    for padded in padded_images(rows.detections, rows.truths):
-        place = torch.arange(len(padded.truth_rows)) + padded.first_image
-        of_truths = torch.nn.functional.pad(areas, (0, 1))[padded.truth_rows[:, :-1]]
-        metric.update_batch(padded.detections, padded.targets, of_truths, place)
-    return named_results(metric.compute(), names)[1]
 
 
 def _intervals(
@@ -228,10 +217,8 @@ def _calibration(
     labels: NDArray[Any],
     positives: NDArray[Any],
 ) -> Calibration:
-    # LaECE0 takes the overlap with whatever was found, however little.
-    loose = match_rows(detections, truths, 0.0)
-    counted = ~loose.ignored
-    columns = (detections.scores[counted].numpy(), loose.iou[counted].numpy(), detections.labels[counted].numpy())
+    rows, ious = judge_iou(detections, truths)
+    columns = (detections.scores.numpy()[rows], ious, detections.labels.numpy()[rows])
     return Calibration(
         bins=reliability_bins(scores, hits, 10),
         class_bins=reliability_bins_per_class(scores, hits, labels, len(positives), 10),
