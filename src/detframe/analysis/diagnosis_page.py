@@ -115,8 +115,8 @@ def _classes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
         "Classes",
         f"mAP by COCO's object sizes: {sizes}. AP has bootstrap intervals over images, too narrow for classes of few "
         "objects. oLRP is an error: 0 is best; its parts are 1 - IoU of what was found, 1 - precision and 1 - recall "
-        "at its best threshold. The threshold is the one for the aim that was asked for, with precision and recall there. "
-        "ECE is the mean distance of score and precision.",
+        "at its best threshold. The threshold is the one for the aim that was asked for, with what it gives. ECE is "
+        "the mean distance of score and precision.",
         table=Rows(columns, rows),
         plots=[_by_iou(evaluation, diagnosis)],
     )
