@@ -204,6 +204,15 @@ def test_it_works_without_the_images(
     assert "<figure tabindex" not in page
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    detected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    given = ["--predictions", str(detected[1]), "--data", str(detected[0]), "--out", str(tmp_path / "file" / "out")]
+    assert main(["diagnose", *given, "--measured", "0", "--replicates", "2"]) == 2
+    assert str(tmp_path / "file" / "out") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
