@@ -83,11 +83,17 @@ def test_charts_say_what_the_evidence_says_of_as_many_classes_as_a_page_can_show
 
 def test_a_large_image_is_shown_small_and_its_boxes_with_it(tmp_path: Path) -> None:
     Image.new("RGB", (2048, 1024)).save(tmp_path / "large.png")
-    shown = panel(WorstImage(1, 0.3, 2, 1, 0), tmp_path / "large.png", many_classes(3), ["nut", "bolt", "ring"], 0.5)
+    Image.new("RGB", (300, 800)).save(tmp_path / "tall.png")
+    worst = [WorstImage(1, 0.3, 2, 1, 0), WorstImage(0, 0.2, 2, 1, 0)]
+    paths = [tmp_path / "large.png", tmp_path / "tall.png"]
+    shown, other = panel(worst, paths, many_classes(3), ["nut", "bolt", "ring"], 0.5)
+    assert other._path is not None
+    with Image.open(other._path) as content:
+        assert content.size == (1024, 800)  # the panel has one size
     assert shown._path is not None
     assert shown._boxes is not None
     with Image.open(shown._path) as content:
-        assert (content.size, content.format) == ((1024, 512), "JPEG")
+        assert (content.size, content.format) == ((1024, 800), "JPEG")
     groups = {name: boxes._val for name, boxes in shown._boxes.items()}
     (found,) = groups["predictions"]
     assert found["position"] == {"minX": 0, "minY": 0, "maxX": 5, "maxY": 5}

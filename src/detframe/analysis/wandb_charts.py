@@ -31,6 +31,7 @@ MOST_POINTS = 200
 MOST_PIXELS = 1024
 """Longer side of an image that is shown, at most."""
 
+_GROUND = (114, 114, 114)
 _SCORES: Floats = np.linspace(1, 0, 101)
 
 
@@ -164,32 +165,47 @@ def _error_types(evidence: Evidence) -> CustomChart:
     return wandb.plot.bar(table, label="error", value="AP", title="AP@0.5 that fixing each type of error would bring")
 
 
-def panel(worst: WorstImage, path: Path, rows: TableRows, class_names: Sequence[str], min_score: float) -> wandb.Image:
-    """An image with its detections and objects, no larger than :data:`MOST_PIXELS`.
+def panel(
+    worst: Sequence[WorstImage], paths: Sequence[Path], rows: TableRows, class_names: Sequence[str], min_score: float
+) -> list[wandb.Image]:
+    """Images with their detections and objects, none larger than :data:`MOST_PIXELS`.
+
+    W&B shows all images of a panel at one size, so smaller ones are set on a grey ground.
 
     Args:
-        worst: Which image, and its mistakes for the caption.
-        path: Its file.
+        worst: Which images, and their mistakes for the captions.
+        paths: Their files.
         rows: Detections and objects of all images.
         class_names: Names by label.
         min_score: Detections below it are left out, 0..1.
     """
     import wandb
 
+    pictures, scales = zip(*(_shrunk(path) for path in paths), strict=True)
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    shown = []
+    for image, picture, scale in zip(worst, pictures, scales, strict=True):
+        ground = Image.new("RGB", size, _GROUND)
+        ground.paste(picture)
+        found, real = rows.detections, rows.truths
+        drawn = (found.images == image.place) & (found.scores >= min_score)
+        present = real.images == image.place
+        boxes = image_boxes(
+            found.boxes[drawn] * scale,
+            found.labels[drawn],
+            found.scores[drawn],
+            Truth(real.boxes[present] * scale, real.labels[present], real.ignore[present]),
+            class_names,
+        )
+        caption = f"image {int(rows.image_ids[image.place])}: {image.missed} missed, {image.false} false"
+        shown.append(wandb.Image(ground, caption=caption, boxes=boxes, file_type="jpg"))
+    return shown
+
+
+def _shrunk(path: Path) -> tuple[Image.Image, float]:
+    """A file's picture of at most :data:`MOST_PIXELS`, and its pixels for one of the file's."""
     picture = Image.fromarray(np.ascontiguousarray(read_image(path).permute(1, 2, 0).numpy()))
     scale = min(1.0, MOST_PIXELS / max(picture.size))
     if scale < 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), reducing_gap=2.0)
-    place = worst.place
-    found, real = rows.detections, rows.truths
-    drawn = (found.images == place) & (found.scores >= min_score)
-    present = real.images == place
-    boxes = image_boxes(
-        found.boxes[drawn] * scale,
-        found.labels[drawn],
-        found.scores[drawn],
-        Truth(real.boxes[present] * scale, real.labels[present], real.ignore[present]),
-        class_names,
-    )
-    caption = f"image {int(rows.image_ids[place])}: {worst.missed} missed, {worst.false} false"
-    return wandb.Image(picture, caption=caption, boxes=boxes, file_type="jpg")
+    return picture, scale

@@ -115,10 +115,7 @@ class WandbEvidence(Callback):
         worst = worst_images(evidence, self.images)
         if worst:
             places = positions(index, rows.image_ids[[image.place for image in worst]]).tolist()
-            shown["worst_images"] = [
-                panel(image, index.path(place), rows, names, self.min_score)
-                for image, place in zip(worst, places, strict=True)
-            ]
+            shown["worst_images"] = panel(worst, [index.path(place) for place in places], rows, names, self.min_score)
         logger.log_metrics({f"{stage}/{key}": value for key, value in shown.items()}, trainer.global_step)
         if stage not in self._data:
             self._log_data(trainer, logger, stage)
