@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -45,7 +45,7 @@ def charts(evidence: Evidence, class_names: Sequence[str]) -> dict[str, CustomCh
     by_score = {
         name: at_thresholds(curve, _SCORES) for name, curve in {"all classes": evidence.all_classes, **curves}.items()
     }
-    points = [
+    points: list[Iterable[Any]] = [
         [name, int(count), *point]
         for name, count, point in zip(class_names, evidence.positives, evidence.points, strict=True)
         if point is not None
@@ -96,7 +96,7 @@ def _precision_recall(curves: Mapping[str, ThresholdCurve], title: str) -> Custo
     """Interpolated precision, whose area average precision is, on the chart of ``wandb.plot.pr_curve``."""
     import wandb
 
-    rows = []
+    rows: list[Iterable[Any]] = []
     for name, curve in curves.items():
         # Precision is interpolated first: from the points that are left it would come out too low.
         every = interpolated_precision(curve)
@@ -126,7 +126,7 @@ def _bin_counts(evidence: Evidence) -> CustomChart:
     import wandb
 
     edges = evidence.calibration.bins.edges
-    data = [
+    data: list[Iterable[Any]] = [
         [f"{low:.1f}-{high:.1f}", int(count)]
         for low, high, count in zip(edges[:-1], edges[1:], evidence.calibration.bins.counts, strict=True)
     ]
@@ -142,7 +142,7 @@ def _confusion(evidence: Evidence, class_names: Sequence[str], shown: Sequence[i
     names = [*(class_names[label] for label in shown), "other classes", "background"]
     if len(matrix) < len(names):
         names.remove("other classes")
-    data = [
+    data: list[Iterable[Any]] = [
         [actual, predicted, count]
         for actual, row in zip(names, matrix, strict=True)
         for predicted, count in zip(names, row, strict=True)
@@ -160,7 +160,7 @@ def _error_types(evidence: Evidence) -> CustomChart:
 
     counts = count_errors(evidence.errors, len(evidence.positives)).sum(dim=1).tolist()
     costs = evidence.costs.by_type.tolist()
-    data = [[kind.name.lower(), counts[kind], costs[kind]] for kind in ErrorType]
+    data: list[Iterable[Any]] = [[kind.name.lower(), counts[kind], costs[kind]] for kind in ErrorType]
     table = wandb.Table(columns=["error", "count", "AP"], data=data)
     return wandb.plot.bar(table, label="error", value="AP", title="AP@0.5 that fixing each type of error would bring")
 

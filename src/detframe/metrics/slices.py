@@ -70,8 +70,8 @@ def slice_gaps(
     looks = max(int(known.sum()), 1)
     reach = ndtri(1 - (1 - level) / (2 * looks)) * error
     p = np.where(known, 2 * ndtr(-np.abs(gap) / error), np.nan)
-    count, of_which = (np.rint(values.sum(axis=1)).astype(np.int64) for values in (within, within_hits))
-    return SliceGaps(count, of_which, shares[0], gap, gap - reach, gap + reach, holm(p))
+    count, hit = (np.rint(values.sum(axis=1)).astype(np.int64) for values in (within, within_hits))
+    return SliceGaps(count, hit, shares[0], gap, gap - reach, gap + reach, holm(p))
 
 
 def holm(p_values: Floats) -> Floats:
