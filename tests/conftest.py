@@ -1,5 +1,7 @@
-"""One thread for each test process, before torch is imported: as many processes as cores run at once."""
+"""What has to be set before torch and jsonargparse are imported, for all test processes and what they start."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores run at once
+# Of Lightning's calls, once in a process, and so in whatever test comes first.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

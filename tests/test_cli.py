@@ -42,7 +42,8 @@ def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        # A process that finds the W&B service of an earlier test's leaves its files to that.
+        env={key: value for key, value in os.environ.items() if "WANDB_SERVICE" not in key} | environment,
         start_new_session=True,
     )
 

@@ -158,8 +158,9 @@ def run(data: Path) -> Path:
     folder = data.parent
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-W", "ignore", "-m", "detframe", "fit", "--config", "config.yaml"]
-    environment = os.environ | {"WANDB_MODE": "offline"}
-    environment.pop("WANDB_DATA_DIR", None)
+    # Of W&B's own nothing is handed on: a process that finds its parent's service leaves its files to that.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "_WANDB_"))}
+    environment |= {"WANDB_MODE": "offline"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "runs"
