@@ -42,7 +42,7 @@ from torchvision.ops import box_iou
 
 from detframe.analysis.diagnosis import Diagnosis, diagnose_rows, parse_aim
 from detframe.analysis.evaluation import read_run
-from detframe.analysis.examples import Mistake, mistakes
+from detframe.analysis.mistakes import Mistake, mistakes
 from detframe.analysis.verdicts import Judgement, Verdict, judge, read_training, vectors_of_rows
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image

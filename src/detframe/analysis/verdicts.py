@@ -30,8 +30,10 @@ from torchvision.ops import box_iou
 from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.embeddings import read_embeddings
 from detframe.analysis.evaluation import Evaluation
-from detframe.analysis.examples import Mistake
+from detframe.analysis.mistakes import Mistake, mistakes, row_of_mistake
 from detframe.analysis.prediction_table import rows_of_table
+from detframe.data.annotations import DataError
+from detframe.data.sources import read_splits
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from detframe.metrics.errors import ErrorType, find_errors
 from detframe.metrics.neighbours import Neighbours, conformal_p_values, nearest_neighbours
@@ -90,6 +92,51 @@ class Training(NamedTuple):
     place_distances: Tensor  # [n] as `distances`, of places of any kind
 
 
+class Verdicts(NamedTuple):
+    """Why the mistakes of a run happened."""
+
+    judgements: dict[Mistake, Judgement]  # of those that have a vector
+    training: Training
+    training_images: Path | None  # the folder that its file names are relative to; None where it is not known
+
+
+def judge_run(evaluation: Evaluation, diagnosis: Diagnosis, data: Path) -> Verdicts | None:
+    """Verdicts on all mistakes of a run; None where it has no embeddings, of the evaluated split or of training.
+
+    Args:
+        evaluation: Of the run, with its embeddings beside its predictions.
+        diagnosis: Of the evaluation.
+        data: The data set with its training split, or the run's configuration.
+
+    Raises:
+        DataError: A file of embeddings is none.
+    """
+    predictions = Path(evaluation.source)
+    own = predictions.with_name(predictions.name.replace("_predictions", "_embeddings"))
+    others = predictions.with_name("train_embeddings.parquet")
+    if own == predictions or not own.is_file() or not others.is_file():
+        return None
+    training = read_training(others, len(evaluation.class_names))
+    every = mistakes(diagnosis)
+    judged = judge(diagnosis, every, vectors_of_rows(evaluation, own), training)
+    known = {mistake: judgement for mistake, judgement in zip(every, judged, strict=True) if judgement is not None}
+    return Verdicts(known, training, _training_images(data))
+
+
+def count_verdicts(verdicts: Verdicts) -> dict[str, int]:
+    """How many mistakes have each verdict."""
+    said = [judgement.verdict for judgement in verdicts.judgements.values()]
+    return {verdict.value: said.count(verdict) for verdict in Verdict}
+
+
+def _training_images(data: Path) -> Path | None:
+    try:
+        readings = read_splits(data)
+    except DataError:
+        return None
+    return readings["train"].index.image_root if "train" in readings else None
+
+
 def read_training(path: Path, classes: int) -> Training:
     """The training split from a file of :class:`~detframe.analysis.embeddings.EmbeddingWriter`.
 
@@ -135,29 +182,25 @@ def vectors_of_rows(evaluation: Evaluation, path: Path) -> Tensor:
 
 
 def judge(
-    diagnosis: Diagnosis, mistakes: Sequence[Mistake], vectors: Tensor, training: Training
+    diagnosis: Diagnosis, found: Sequence[Mistake], vectors: Tensor, training: Training
 ) -> list[Judgement | None]:
     """The verdict on each mistake; None where it has no vector.
 
     Args:
         diagnosis: Its operating errors are what the mistakes are of.
-        mistakes: Of :func:`~detframe.analysis.examples.mistakes`.
+        found: Of :func:`~detframe.analysis.mistakes.mistakes`.
         vectors: Of :func:`vectors_of_rows`.
         training: What to compare with.
     """
     errors = diagnosis.operating.errors
     wrong = (errors.outcome == FALSE_POSITIVE).nonzero().flatten()
-    partners = [_partner(diagnosis, mistake, wrong) for mistake in mistakes]
+    partners = [_partner(diagnosis, mistake, wrong) for mistake in found]
     detection_rows = diagnosis.rows.detection_rows[diagnosis.operating.rows]
-    truth_rows = diagnosis.rows.truth_rows
-    own = torch.tensor(
-        [int(truth_rows[m.truth] if m.detection < 0 else detection_rows[m.detection]) for m in mistakes],
-        dtype=torch.int64,
-    )
+    own = torch.tensor([row_of_mistake(diagnosis, mistake) for mistake in found], dtype=torch.int64)
     labels = torch.tensor(
         [
             int(errors.truths.labels[m.truth] if m.detection < 0 else errors.detections.labels[m.detection])
-            for m in mistakes
+            for m in found
         ],
         dtype=torch.int64,
     )
@@ -173,7 +216,7 @@ def judge(
     right[with_detection] = _right(vectors[rows], detected, training)
     typical = _among_objects(vectors[rows], detected, training)[0]
     suspicion[with_detection] = right[with_detection] * typical / (typical + LIMIT)
-    doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in mistakes], dtype=torch.bool)
+    doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in found], dtype=torch.bool)
     suspicion[doubled] = 0.0  # the label is what made the other one right
     suspicion = suspicion.nan_to_num(0.0)
     gap = (1 - suspicion) * LIMIT / (LIMIT + typicality)
@@ -192,7 +235,7 @@ def judge(
         )
         if known[i]
         else None
-        for i in range(len(mistakes))
+        for i in range(len(found))
     ]
 
 
