@@ -267,27 +267,28 @@ def outcomes(run: Path, original: Path, histories: dict[int, History]) -> list[O
     judged = judge(diagnosis, every, vectors_of_rows(evaluation, run / "test_embeddings.parquet"), training)
     found = found_on_original(original, diagnosis.thresholds)
     annotation_ids = evaluation.table["annotation_id"].to_pylist()
-    labelled = set(annotation_ids)
-    deleted = {number: history for number, history in histories.items() if number not in labelled}
     counted = []
     for mistake, judgement in zip(every, judged, strict=True):
         place = int(evaluation.image_ids[mistake.image]) - 1
-        number = _deleted(diagnosis, mistake, place, deleted)
+        number = _mislabelled(diagnosis, mistake, place, histories)
         if number is None and mistake.truth >= 0:
             number = annotation_ids[int(diagnosis.rows.truth_rows[mistake.truth])]
+            if mistake.detection >= 0 and number in histories and histories[number].name == "label":
+                number = None  # touches the faulty box, but is no detection of the object
         if number in histories and number in found and judgement is not None:
             counted.append(Outcome(place, histories[number].name, mistake.kind.name.lower(), judgement))
     return counted
 
 
-def _deleted(diagnosis: Diagnosis, mistake: Mistake, place: int, deleted: dict[int, History]) -> int | None:
-    """The object whose label was deleted and that the mistaken detection found, or None."""
+def _mislabelled(diagnosis: Diagnosis, mistake: Mistake, place: int, histories: dict[int, History]) -> int | None:
+    """The object with a faulty label that the "mistaken" detection is right about, or None."""
     if mistake.detection < 0:
         return None
     detections = diagnosis.operating.errors.detections
     box, label = detections.boxes[mistake.detection][None], int(detections.labels[mistake.detection])
-    for number, history in deleted.items():
-        if (history.image, history.label) == (place, label) and box_iou(box, torch.tensor([history.box])) >= 0.5:
+    for number, history in histories.items():
+        own = (history.name, history.image, history.label) == ("label", place, label)
+        if own and box_iou(box, torch.tensor([history.box])) >= 0.5:
             return number
     return None
 

@@ -60,5 +60,5 @@ def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
         calibration: ``[n]``, scores of instances that belong.
     """
     ordered = calibration.sort().values
-    higher = len(ordered) - torch.searchsorted(ordered, scores)  # with the equal ones
+    higher = len(ordered) - torch.searchsorted(ordered, scores.contiguous())  # with the equal ones
     return (1 + higher).double() / (1 + len(ordered))
