@@ -267,7 +267,7 @@ def outcomes(run: Path, original: Path, histories: dict[int, History]) -> list[O
     every = mistakes(diagnosis)
     training = read_training(run / "train_embeddings.parquet", len(evaluation.class_names))
     judged = judge(diagnosis, every, vectors_of_rows(evaluation, run / "test_embeddings.parquet"), training)
-    found = found_on_original(original, diagnosis.thresholds)
+    found = found_on_original(original, diagnosis.evidence.thresholds)
     annotation_ids = evaluation.table["annotation_id"].to_pylist()
     counted = []
     for mistake, judgement in zip(every, judged, strict=True):
@@ -286,7 +286,7 @@ def _mislabelled(diagnosis: Diagnosis, mistake: Mistake, place: int, histories: 
     """The object with a faulty label that the "mistaken" detection is right about, or None."""
     if mistake.detection < 0:
         return None
-    detections = diagnosis.operating.errors.detections
+    detections = diagnosis.evidence.operating.errors.detections
     box, label = detections.boxes[mistake.detection][None], int(detections.labels[mistake.detection])
     for number, history in histories.items():
         own = (history.name, history.image, history.label) == ("label", place, label)

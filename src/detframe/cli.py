@@ -28,12 +28,12 @@ VERBS = {
         "show what a configuration's augmentation does to its data",
         "detframe.analysis.augment_report:augment_report",
     ),
-    "diagnose": Verb(
-        "show what a detector gets wrong, why, and what to do about it", "detframe.analysis.diagnose:diagnose"
-    ),
     "fit": Verb("train a detector, then test its best checkpoint", ""),
     "validate": Verb("evaluate a checkpoint on the validation split", ""),
     "test": Verb("evaluate a checkpoint on the test split", ""),
+    "diagnose": Verb(
+        "show what a detector gets wrong, why, and what to do about it", "detframe.analysis.diagnose:diagnose"
+    ),
     "calibrate": Verb(
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",

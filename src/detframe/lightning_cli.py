@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from detframe.analysis.embeddings import EmbeddingWriter
 from detframe.analysis.predictions import EvaluationWriter, PredictionWriter
+from detframe.analysis.wandb_evidence import WandbEvidence
 from detframe.augment.facts import PolicyError
 from detframe.data.annotations import DataError
 from detframe.data.datamodule import DetectionDataModule
@@ -62,6 +63,7 @@ class DetframeCLI(LightningCLI):
         parser.add_lightning_class_args(SampleImages, "samples")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
+        parser.add_class_arguments(WandbEvidence, "evidence")
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test best.ckpt after `fit` where there is a test split."
         )
@@ -118,6 +120,8 @@ class DetframeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's own
         """Build the trainer, without the callbacks that it refuses where checkpoints or loggers are switched off."""
+        # The last of the defaults: it reads what they write.
+        self.trainer_defaults["callbacks"].append(self._get(self.config_init, "evidence"))
         options = self._get(self.config_init, "trainer")
         if options.get("logger") is False:
             self.save_config_callback = None  # there is no folder of the run's own

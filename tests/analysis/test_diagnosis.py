@@ -43,25 +43,25 @@ def written(detected: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def test_all_counts_agree(evaluation: Evaluation, diagnosis: Diagnosis) -> None:
-    rows, kept = diagnosis.rows, diagnosis.operating.rows
+    rows, kept = diagnosis.rows, diagnosis.evidence.operating.rows
     classes = len(evaluation.class_names)
     objects = int((~rows.truths.ignore).sum())
-    found = (diagnosis.errors.outcome == TRUE_POSITIVE).sum()
-    wrong = (diagnosis.errors.outcome == FALSE_POSITIVE).sum()
+    found = (diagnosis.evidence.errors.outcome == TRUE_POSITIVE).sum()
+    wrong = (diagnosis.evidence.errors.outcome == FALSE_POSITIVE).sum()
 
     # AP, error types and the table are made of the same true positives.
     outcome = evaluation.table["outcome"].to_pylist()
     assert outcome.count("true_positive") == found == outcome.count("found")
-    assert sum(int(curve.true_positives[-1]) for curve in diagnosis.curves if len(curve.thresholds)) == found
-    assert int(count_errors(diagnosis.errors, classes)[:5].sum()) == wrong
-    assert int(diagnosis.calibration.bins.counts.sum()) == found + wrong
-    assert diagnosis.calibration.bins.mean_target[diagnosis.calibration.bins.counts > 0].shape
-    hits = np.nansum(diagnosis.calibration.bins.counts * diagnosis.calibration.bins.mean_target)
+    assert sum(int(curve.true_positives[-1]) for curve in diagnosis.evidence.curves if len(curve.thresholds)) == found
+    assert int(count_errors(diagnosis.evidence.errors, classes)[:5].sum()) == wrong
+    assert int(diagnosis.evidence.calibration.bins.counts.sum()) == found + wrong
+    assert diagnosis.evidence.calibration.bins.mean_target[diagnosis.evidence.calibration.bins.counts > 0].shape
+    hits = np.nansum(diagnosis.evidence.calibration.bins.counts * diagnosis.evidence.calibration.bins.mean_target)
     assert hits == pytest.approx(float(found))
 
     # So are the operating points, the errors there, the slices and the gallery.
-    errors = diagnosis.operating.errors
-    for label, point in enumerate(diagnosis.points):
+    errors = diagnosis.evidence.operating.errors
+    for label, point in enumerate(diagnosis.evidence.points):
         assert point is not None
         own = errors.detections.labels == label
         assert point.true_positives == int((errors.outcome[own] == TRUE_POSITIVE).sum())
@@ -74,9 +74,9 @@ def test_all_counts_agree(evaluation: Evaluation, diagnosis: Diagnosis) -> None:
         assert result.precision["total"] == int(of_slice.sum())
 
     # The confusion matrix holds each object and each detection that counts once.
-    matrix = diagnosis.confusion.matrix
+    matrix = diagnosis.evidence.confusion.matrix
     assert int(matrix[:classes].sum()) == objects
-    assert int(matrix[:, :classes].sum()) == int((diagnosis.confusion.detection_cells[:, 0] >= 0).sum())
+    assert int(matrix[:, :classes].sum()) == int((diagnosis.evidence.confusion.detection_cells[:, 0] >= 0).sum())
     every = mistakes(diagnosis)
     assert sum(m.detection >= 0 for m in every) == int((errors.error != NO_ERROR).sum())
     assert sum(m.kind == ErrorType.MISSED for m in every) == int(matrix[:classes, classes].sum())
@@ -88,7 +88,7 @@ def test_ap_is_one_number(diagnosis: Diagnosis) -> None:
     assert float(diagnosis.ap.per_iou.estimate[diagnosis.ious.index(0.5)]) == pytest.approx(
         diagnosis.metrics["map_50"], abs=1e-6
     )
-    assert diagnosis.costs.ap == pytest.approx(diagnosis.metrics["map_50"], abs=1e-6)
+    assert diagnosis.evidence.costs.ap == pytest.approx(diagnosis.metrics["map_50"], abs=1e-6)
     assert diagnosis.ap.overall.low < estimate < diagnosis.ap.overall.high
     per_class = [row["ap"] for row in diagnosis.metrics["per_class"].values()]
     np.testing.assert_allclose(diagnosis.ap.per_class.estimate, per_class, atol=1e-6)
@@ -114,7 +114,7 @@ def test_metadata_and_images_make_slices(diagnosis: Diagnosis) -> None:
 
 def test_aims_are_met_or_refused(evaluation: Evaluation) -> None:
     for text, figure, least in (("precision=0.8", "precision", 0.8), ("recall=0.7", "recall", 0.7)):
-        points = diagnose_rows(evaluation, parse_aim(text), [], {}, 10, 0).points
+        points = diagnose_rows(evaluation, parse_aim(text), [], {}, 10, 0).evidence.points
         reached = [getattr(point, figure) for point in points if point is not None]
         assert reached
         assert min(reached) >= least
@@ -202,6 +202,15 @@ def test_it_works_without_the_images(
     page = (tmp_path / "out" / "index.html").read_text()
     assert "The images are not at hand" in page
     assert "<figure tabindex" not in page
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    detected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    given = ["--predictions", str(detected[1]), "--data", str(detected[0]), "--out", str(tmp_path / "file" / "out")]
+    assert main(["diagnose", *given, "--measured", "0", "--replicates", "2"]) == 2
+    assert str(tmp_path / "file" / "out") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

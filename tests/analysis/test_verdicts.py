@@ -117,7 +117,7 @@ def judged(run: Path, evaluation: Evaluation, diagnosis: Diagnosis) -> dict[tupl
 
     def place(mistake: Mistake) -> int:
         own = rows.truths.boxes[mistake.truth] if mistake.detection < 0 else None
-        box = own if own is not None else diagnosis.operating.errors.detections.boxes[mistake.detection]
+        box = own if own is not None else diagnosis.evidence.operating.errors.detections.boxes[mistake.detection]
         return int(box[0]) // 30
 
     return {(m.image, m.kind, place(m)): judgement for m, judgement in verdicts.judgements.items()}

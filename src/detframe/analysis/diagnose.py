@@ -83,7 +83,7 @@ def diagnose(
             )
             (folder / "report.json").write_text(dumps(figures, indent=1), encoding="utf-8")
             write_tables(folder, evaluation, diagnosis, verdicts, of_images)
-    except (DataError, ImageError, ValueError) as error:
+    except (DataError, ImageError, ValueError, OSError) as error:
         print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
         return 2
     if json:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from detframe.analysis.evaluation import Evaluation
+from detframe.analysis.evidence import Aim, Evidence, examine
 from detframe.analysis.prediction_table import TableRows, rows_of_table
-from detframe.analysis.row_metrics import judge_iou, judge_precision, mean_average_precision
+from detframe.analysis.row_metrics import judge_precision, mean_average_precision
 from detframe.analysis.slicing import Slice, slices
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
 from detframe.metrics.bootstrap import (
@@ -22,28 +22,13 @@ from detframe.metrics.bootstrap import (
     average_precision_intervals,
     bootstrap_weights,
 )
-from detframe.metrics.calibration import (
-    ClassErrors,
-    ReliabilityBins,
-    detection_ece,
-    localisation_aware_ace,
-    localisation_aware_ece,
-    reliability_bins,
-    reliability_bins_per_class,
-)
-from detframe.metrics.confusion import Confusion, confusion_matrix
-from detframe.metrics.correction_cost import correction_costs
-from detframe.metrics.error_costs import ConfusionCost, ErrorCosts, cost_of_rows, error_costs, rank_confusions
-from detframe.metrics.errors import ErrorTable, find_errors
+from detframe.metrics.error_costs import ConfusionCost, cost_of_rows, rank_confusions
 from detframe.metrics.olrp import OptimalLrp, optimal_lrp
 from detframe.metrics.operating_points import (
-    OperatingPoint,
-    ThresholdCurve,
     best_f1,
     least_cost,
     most_precision_at_recall,
     most_recall_at_precision,
-    threshold_curves,
 )
 from detframe.metrics.rows import DetectionRows, TruthRows, outcomes_of_rows, within_limit
 from detframe.metrics.slices import SliceGaps, slice_gaps
@@ -51,28 +36,6 @@ from detframe.metrics.slices import SliceGaps, slice_gaps
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 LIMIT = 100
 """Detections of an image and class that count in AP, as in COCO."""
-
-FALLBACK_THRESHOLD = 0.5
-"""For a class of which no threshold meets the aim."""
-
-Aim = Callable[[ThresholdCurve], OperatingPoint | None]
-
-
-class Calibration(NamedTuple):
-    """How far scores can be believed, of all detections but those set aside."""
-
-    bins: ReliabilityBins  # [10], score against precision at IoU 0.5, all classes
-    class_bins: ReliabilityBins  # [C, 10]
-    detection_ece: float  # 0..1, scores from 0.3
-    localisation_ece: ClassErrors  # LaECE0
-    localisation_ace: ClassErrors  # LaACE0
-
-
-class OperatingErrors(NamedTuple):
-    """What is wrong where each class has its threshold: what a user of the detector meets."""
-
-    rows: Tensor  # [K] int64, the detections that are kept
-    errors: ErrorTable  # of these
 
 
 class SliceResult(NamedTuple):
@@ -91,18 +54,10 @@ class Diagnosis(NamedTuple):
     metrics: dict[str, Any]  # the content of a metrics file
     ious: list[float]  # COCO's and others that were asked for, ascending
     ap: AveragePrecisionIntervals  # at `ious`, with means over COCO's
-    curves: list[ThresholdCurve]  # by class, at IoU 0.5
-    points: list[OperatingPoint | None]  # by class, None where no threshold meets the aim
-    thresholds: NDArray[np.float64]  # [C], what is kept in the parts below
+    evidence: Evidence  # what the page in W&B shows as well
     olrp: OptimalLrp
-    calibration: Calibration
-    confusion: Confusion
-    errors: ErrorTable  # of all detections, as AP counts them
-    costs: ErrorCosts
     confusions: list[ConfusionCost]
-    operating: OperatingErrors
     slices: list[SliceResult]  # the surest to be worse first
-    correction: NDArray[np.float64]  # [I], optimal correction cost
 
 
 def parse_aim(text: str) -> Aim:
@@ -153,41 +108,24 @@ def diagnose_rows(
     areas = torch.from_numpy(evaluation.table["area"].to_numpy().copy())[rows.truth_rows]
     weights = bootstrap_weights(images, replicates, seed)
     all_ious = sorted({*COCO_IOUS, *ious})
-
-    counted, hits = judge_precision(detections, truths)
-    scores, labels = detections.scores.numpy()[counted], detections.labels.numpy()[counted]
-    hits = hits > 0
-    positives = torch.bincount(truths.labels[~truths.ignore], minlength=classes).numpy()
-    curves = threshold_curves(scores, hits, labels, positives)
-    points = [aim(curve) for curve in curves]
-    thresholds = np.array([FALLBACK_THRESHOLD if point is None else point.threshold for point in points])
-
-    errors = find_errors(detections, truths, classes)
-    limits = torch.from_numpy(thresholds)
-    kept = (detections.scores.double() >= limits[detections.labels]).nonzero().flatten()
-    operating = OperatingErrors(
-        kept, find_errors(DetectionRows(*(column[kept] for column in detections)), truths, classes)
-    )
-    shown = operating.errors.outcome != IGNORED
+    evidence = examine(rows, classes, aim)
+    counted, _ = judge_precision(detections, truths)
+    errors = evidence.errors
     return Diagnosis(
         rows=rows,
         metrics=mean_average_precision(rows, areas, evaluation.class_names),
         ious=all_ious,
         ap=_intervals(detections, truths, all_ious, classes, weights),
-        curves=curves,
-        points=points,
-        thresholds=thresholds,
-        olrp=optimal_lrp(scores, errors.iou.numpy()[counted], hits, labels, positives),
-        calibration=_calibration(detections, truths, hits, scores, labels, positives),
-        confusion=confusion_matrix(detections, truths, classes, score_threshold=limits.to(detections.scores.dtype)),
-        errors=errors,
-        costs=error_costs(errors, classes),
-        confusions=rank_confusions(errors, classes),
-        operating=operating,
-        slices=_slice_results(evaluation, rows, errors, operating, of_images, weights),
-        correction=correction_costs(
-            DetectionRows(*(column[shown] for column in operating.errors.detections)), truths, images
+        evidence=evidence,
+        olrp=optimal_lrp(
+            detections.scores.numpy()[counted],
+            errors.iou.numpy()[counted],
+            (errors.outcome == TRUE_POSITIVE).numpy()[counted],
+            detections.labels.numpy()[counted],
+            evidence.positives,
         ),
+        confusions=rank_confusions(errors, classes),
+        slices=_slice_results(evaluation, rows, evidence, of_images, weights),
     )
 
 
@@ -209,37 +147,17 @@ def _intervals(
     return average_precision_intervals(evaluated, classes, weights, averaged=averaged)
 
 
-def _calibration(
-    detections: DetectionRows,
-    truths: TruthRows,
-    hits: NDArray[np.bool_],
-    scores: NDArray[Any],
-    labels: NDArray[Any],
-    positives: NDArray[Any],
-) -> Calibration:
-    rows, ious = judge_iou(detections, truths)
-    columns = (detections.scores.numpy()[rows], ious, detections.labels.numpy()[rows])
-    return Calibration(
-        bins=reliability_bins(scores, hits, 10),
-        class_bins=reliability_bins_per_class(scores, hits, labels, len(positives), 10),
-        detection_ece=detection_ece(scores, hits),
-        localisation_ece=localisation_aware_ece(*columns, positives),
-        localisation_ace=localisation_aware_ace(*columns, positives),
-    )
-
-
 def _slice_results(
     evaluation: Evaluation,
     rows: TableRows,
-    errors: ErrorTable,
-    operating: OperatingErrors,
+    evidence: Evidence,
     of_images: Mapping[str, NDArray[Any]],
     weights: NDArray[np.int32],
 ) -> list[SliceResult]:
     parts = slices(rows.detections, rows.truths, evaluation.sizes, of_images)
     if not parts:
         return []
-    classes = len(evaluation.class_names)
+    classes, operating = len(evaluation.class_names), evidence.operating
     objects = (~rows.truths.ignore).numpy()
     shown = (operating.errors.outcome != IGNORED).numpy()
     kept = operating.rows.numpy()[shown]
@@ -258,7 +176,7 @@ def _slice_results(
     results = [
         SliceResult(
             part,
-            cost_of_rows(errors, classes, torch.from_numpy(part.detections), torch.from_numpy(part.truths)),
+            cost_of_rows(evidence.errors, classes, torch.from_numpy(part.detections), torch.from_numpy(part.truths)),
             _of_slice(recall, s),
             _of_slice(precision, s),
         )

@@ -95,9 +95,9 @@ def _shown(diagnosis: Diagnosis) -> list[int]:
 
 def _classes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
     rows = []
-    errors = expected_calibration_error(diagnosis.calibration.class_bins)
+    errors = expected_calibration_error(diagnosis.evidence.calibration.class_bins)
     for label, name in enumerate(evaluation.class_names):
-        row, point = diagnosis.metrics["per_class"][name], diagnosis.points[label]
+        row, point = diagnosis.metrics["per_class"][name], diagnosis.evidence.points[label]
         low, high = diagnosis.ap.per_class.low[label], diagnosis.ap.per_class.high[label]
         lrp = diagnosis.olrp
         parts = (lrp.error, lrp.localisation, lrp.false_positive, lrp.false_negative)
@@ -117,12 +117,13 @@ def _classes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
         )
     columns = ["class", "images", "objects", "AP", "95 %", "@0.5", "@0.75"]
     columns += ["oLRP", "place", "false", "missed", "threshold", "precision", "recall", "ECE"]
+    sizes = ", ".join(f"{size} {_number(diagnosis.metrics[f'map_{size}'])}" for size in ("small", "medium", "large"))
     return Section(
         "Classes",
-        "AP with bootstrap intervals over images (too narrow for classes of few objects). oLRP is an error: 0 is best; "
-        "its parts are 1 - IoU of what was found, 1 - precision and 1 - recall at its best threshold. The threshold is "
-        "the one for the aim that was asked for, with precision and recall there. ECE is the mean distance of score "
-        "and precision.",
+        f"mAP by COCO's object sizes: {sizes}. AP has bootstrap intervals over images, too narrow for classes of few "
+        "objects. oLRP is an error: 0 is best; its parts are 1 - IoU of what was found, 1 - precision and 1 - recall "
+        "at its best threshold. The threshold is the one for the aim that was asked for, with what it gives. ECE is "
+        "the mean distance of score and precision.",
         table=Rows(columns, rows),
         plots=[_by_iou(evaluation, diagnosis)],
     )
@@ -160,8 +161,8 @@ def collect(evaluation: Evaluation, diagnosis: Diagnosis, most: int = 12) -> lis
         most: How many at most.
     """
     names, classes = evaluation.class_names, len(evaluation.class_names)
-    counts = count_errors(diagnosis.errors, classes)
-    present = int((diagnosis.costs.ap_per_class >= 0).sum())
+    counts = count_errors(diagnosis.evidence.errors, classes)
+    present = int((diagnosis.evidence.costs.ap_per_class >= 0).sum())
     cures = {
         ErrorType.LOCALISATION: ("{} is found, but badly placed", "check how its boxes are drawn; label more of them"),
         ErrorType.DUPLICATE: ("{} is found twice", "lower the NMS threshold"),
@@ -170,7 +171,7 @@ def collect(evaluation: Evaluation, diagnosis: Diagnosis, most: int = 12) -> lis
     }
     found = [
         (
-            float(diagnosis.costs.by_type_and_class[kind, label]) / max(present, 1),
+            float(diagnosis.evidence.costs.by_type_and_class[kind, label]) / max(present, 1),
             int(counts[kind, label]),
             text.format(name),
             cure,
@@ -191,22 +192,22 @@ def collect(evaluation: Evaluation, diagnosis: Diagnosis, most: int = 12) -> lis
 
 
 def _errors(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
-    counts = count_errors(diagnosis.errors, len(evaluation.class_names)).sum(dim=1)
-    at_threshold = count_errors(diagnosis.operating.errors, len(evaluation.class_names)).sum(dim=1)
+    counts = count_errors(diagnosis.evidence.errors, len(evaluation.class_names)).sum(dim=1)
+    at_threshold = count_errors(diagnosis.evidence.operating.errors, len(evaluation.class_names)).sum(dim=1)
     rows = [
         [
             kind.name.lower(),
             meaning,
             str(int(counts[kind])),
             str(int(at_threshold[kind])),
-            f"{100 * float(diagnosis.costs.by_type[kind]):.2f}",
+            f"{100 * float(diagnosis.evidence.costs.by_type[kind]):.2f}",
         ]
         for kind, meaning in MEANINGS.items()
     ]
     figure, axes = _axes("AP points", "")
     axes.barh(
         [kind.name.lower() for kind in MEANINGS][::-1],
-        [100 * float(diagnosis.costs.by_type[kind]) for kind in MEANINGS][::-1],
+        [100 * float(diagnosis.evidence.costs.by_type[kind]) for kind in MEANINGS][::-1],
         color=_INK,
     )
     axes.set_title("What each kind of mistake costs", loc="left", fontsize=10)
@@ -221,7 +222,7 @@ def _errors(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
 
 def _confusion(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
     """The matrix as a table of links to the examples of each cell."""
-    matrix = diagnosis.confusion.matrix.numpy()
+    matrix = diagnosis.evidence.confusion.matrix.numpy()
     classes = len(matrix) - 1
     labels = list(range(classes))
     if classes > SHOWN_CLASSES:
@@ -264,10 +265,10 @@ def _curves(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
         figure, axes = _axes(x, y)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         for label in _shown(diagnosis):
-            curve = diagnosis.curves[label]
+            curve = diagnosis.evidence.curves[label]
             across, up = read(curve)
             (line,) = axes.plot(*_thinned(across, up), label=evaluation.class_names[label], lw=1.2)
-            point = diagnosis.points[label]
+            point = diagnosis.evidence.points[label]
             if mark and point is not None:
                 axes.plot(point.recall, point.precision, "o", color=line.get_color(), ms=5)
         axes.legend(frameon=False, fontsize=8, loc="lower left")
@@ -292,7 +293,7 @@ def _thinned(across: Any, up: Any) -> tuple[Any, Any]:  # noqa: ANN401 - arrays 
 
 
 def _calibration(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
-    calibration = diagnosis.calibration
+    calibration = diagnosis.evidence.calibration
     shown = _shown(diagnosis)
     panels = [("all classes", calibration.bins)]
     panels += [

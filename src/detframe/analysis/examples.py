@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 
 from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.evaluation import Evaluation
+from detframe.analysis.evidence import worst_images
 from detframe.analysis.gallery import Example
 from detframe.analysis.mistakes import Mistake, best_score
 from detframe.analysis.prediction_table import box_of_row
@@ -69,25 +70,19 @@ def examples_of_mistakes(
 
 def examples_of_images(evaluation: Evaluation, diagnosis: Diagnosis, most: int) -> Iterator[Example]:
     """The images that are dearest to correct, whole."""
-    errors = diagnosis.operating.errors
-    for image in np.argsort(-diagnosis.correction, kind="stable")[:most].tolist():
-        pixels = _read(evaluation, image) if diagnosis.correction[image] > 0 else None
+    for worst in worst_images(diagnosis.evidence, most):
+        pixels = _read(evaluation, worst.place)
         if pixels is None:
             continue
         height, width = pixels.shape[1:]
         scale = min(1.0, _WHOLE / max(height, width))
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
-        drawn = _drawn(evaluation, diagnosis, image, _tensor(picture), torch.zeros(2), scale, None)
-        wrong = int((errors.outcome[errors.detections.images == image] == FALSE_POSITIVE).sum())
-        present = (errors.truths.images == image) & ~errors.truths.ignore
-        missed = int((errors.found_by[present] < 0).sum())
         yield Example(
-            drawn,
-            f"{evaluation.file_names[image]}",
-            f"cost {diagnosis.correction[image]:.2f}: {missed} of {int(present.sum())} objects missed, "
-            f"{wrong} detections wrong",
-            {"image": str(int(evaluation.image_ids[image]))},
+            _drawn(evaluation, diagnosis, worst.place, _tensor(picture), torch.zeros(2), scale, None),
+            evaluation.file_names[worst.place],
+            f"cost {worst.cost:.2f}: {worst.missed} of {worst.objects} objects missed, {worst.false} detections wrong",
+            {"image": str(int(evaluation.image_ids[worst.place]))},
         )
 
 
@@ -103,7 +98,7 @@ def _read(evaluation: Evaluation, image: int) -> Tensor | None:
 def _example(
     evaluation: Evaluation, diagnosis: Diagnosis, mistake: Mistake, pixels: Tensor, names: Sequence[str]
 ) -> Example:
-    errors = diagnosis.operating.errors
+    errors = diagnosis.evidence.operating.errors
     box = errors.truths.boxes[mistake.truth] if mistake.detection < 0 else errors.detections.boxes[mistake.detection]
     window = _window(box, pixels.shape[1], pixels.shape[2])
     x1, y1, x2, y2 = window
@@ -167,10 +162,10 @@ def _beside(picture: Image.Image, others: Sequence[Image.Image]) -> Image.Image:
 
 def _title(evaluation: Evaluation, diagnosis: Diagnosis, mistake: Mistake) -> str:
     """What happened, in a few words."""
-    names, errors = evaluation.class_names, diagnosis.operating.errors
+    names, errors = evaluation.class_names, diagnosis.evidence.operating.errors
     if mistake.detection < 0:
         label, score = int(errors.truths.labels[mistake.truth]), best_score(diagnosis, mistake.truth)
-        below = f": its score {score:.2f} is below {diagnosis.thresholds[label]:.2f}" if score else ""
+        below = f": its score {score:.2f} is below {diagnosis.evidence.thresholds[label]:.2f}" if score else ""
         return f"{names[label]} missed{below}"
     label = int(errors.detections.labels[mistake.detection])
     said = f"{names[label]} {mistake.score:.2f}"
@@ -215,7 +210,7 @@ def _drawn(
         scale: Its pixels for one of the image's.
         about: ``[4]``, a box of the image: what overlaps it is drawn, with classes; None draws all, without.
     """
-    names, errors, tags = evaluation.class_names, diagnosis.operating.errors, about is not None
+    names, errors, tags = evaluation.class_names, diagnosis.evidence.operating.errors, about is not None
     size = torch.tensor([pixels.shape[2], pixels.shape[1]])
 
     def placed(box: Tensor) -> Tensor | None:

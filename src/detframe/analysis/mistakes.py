@@ -24,7 +24,11 @@ class Mistake(NamedTuple):
 
 def mistakes(diagnosis: Diagnosis) -> list[Mistake]:
     """All mistakes at the operating thresholds: wrong detections, and objects that no detection of any class found."""
-    errors, kept, confusion = diagnosis.operating.errors, diagnosis.operating.rows, diagnosis.confusion
+    errors, kept, confusion = (
+        diagnosis.evidence.operating.errors,
+        diagnosis.evidence.operating.rows,
+        diagnosis.evidence.confusion,
+    )
     found = [
         Mistake(
             image=int(errors.detections.images[row]),
@@ -55,7 +59,7 @@ def row_of_mistake(diagnosis: Diagnosis, mistake: Mistake) -> int:
     """Row of the evaluation's table: that of the wrong detection, or of the object missed."""
     if mistake.detection < 0:
         return int(diagnosis.rows.truth_rows[mistake.truth])
-    return int(diagnosis.rows.detection_rows[diagnosis.operating.rows[mistake.detection]])
+    return int(diagnosis.rows.detection_rows[diagnosis.evidence.operating.rows[mistake.detection]])
 
 
 def choose(found: Sequence[Mistake], most: int) -> list[Mistake]:
@@ -88,5 +92,5 @@ def _count(seen: Counter[int], image: int) -> int:
 
 def best_score(diagnosis: Diagnosis, truth: int) -> float:
     """Score of the detection that found an object when all are counted, 0 where none did."""
-    finder = int(diagnosis.errors.found_by[truth])
+    finder = int(diagnosis.evidence.errors.found_by[truth])
     return float(diagnosis.rows.detections.scores[finder]) if finder >= 0 else 0.0

@@ -83,7 +83,10 @@ class PredictionWriter(Callback):
 
 
 class EvaluationWriter(Callback):
-    """Writes ``<stage>_predictions.parquet`` into the run's folder: what was found, what was there, and the match."""
+    """Writes ``<stage>_predictions.parquet`` into the run's folder: what was found, what was there, and the match.
+
+    It does so at the end of the epoch, so that any callback can read the table at the end of the stage.
+    """
 
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []
@@ -127,11 +130,11 @@ class EvaluationWriter(Callback):
             truth_rows(truth, batch, matches, index, names),
         ]
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of the test split."""
         self._write(trainer, "test")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of ``detframe validate``."""
         if trainer.state.fn == "validate":
             self._write(trainer, "val")

@@ -22,7 +22,7 @@ from detframe.data.unlabelled import read_images
 from detframe.deployment import LEVELS, DeploymentProfile, Distribution, ProfileError, write_profile
 from detframe.jpeg_tables import estimated_quality
 
-_SMALLEST_SIDE = 16  # pixels, which the statistics need
+SMALLEST_SIDE = 16  # pixels, which the statistics need
 _SKIPPED_SHOWN = 10
 _ROWS = {
     "brightness": "brightness, 0..1",
@@ -127,7 +127,7 @@ def measure(
     if not paths:
         raise DataError(f"{images}: names no images. Add some.")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:sample])
-    results = list(measure_images([paths[i] for i in chosen], workers, show_progress))
+    results = list(_measured([paths[i] for i in chosen], workers, show_progress))
     sound = [result for result in results if not result.problem]
     skipped = {str(result.path): result.problem for result in results if result.problem}
     if not sound:
@@ -169,8 +169,8 @@ def measure_image(path: Path) -> Measured:
     except ImageError as error:
         return Measured(path, str(error).removeprefix(f"{path}: "))
     height, width = pixels.shape[1:]
-    if min(height, width) < _SMALLEST_SIDE:
-        return Measured(path, f"is {width} x {height}, smaller than {_SMALLEST_SIDE} px")
+    if min(height, width) < SMALLEST_SIDE:
+        return Measured(path, f"is {width} x {height}, smaller than {SMALLEST_SIDE} px")
     with torch.no_grad():
         image = pixels[None].float() / 255
         light = image_statistics.mean_light(image)
@@ -200,14 +200,7 @@ def _indices(images: str) -> list[AnnotationIndex]:
         return [read_images(images)]
 
 
-def measure_images(paths: Sequence[Path], workers: int, show_progress: bool) -> Iterator[Measured]:
-    """Measure image files, in order.
-
-    Args:
-        paths: Of the files; one that cannot be used comes with its ``problem``.
-        workers: Threads; 0 takes one for each core.
-        show_progress: Draw a progress bar on stderr.
-    """
+def _measured(paths: Sequence[Path], workers: int, show_progress: bool) -> Iterator[Measured]:
     import torch
 
     console = Console(stderr=True, quiet=not show_progress)

@@ -24,9 +24,9 @@ from detframe.metrics.errors import NO_ERROR, ErrorType, count_errors
 def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | None, aim: str) -> dict[str, Any]:
     """All figures as plain JSON; null where there is nothing to measure."""
     names, classes = evaluation.class_names, len(evaluation.class_names)
-    calibration, costs = diagnosis.calibration, diagnosis.costs
-    counts = count_errors(diagnosis.errors, classes)
-    kept = count_errors(diagnosis.operating.errors, classes)
+    calibration, costs = diagnosis.evidence.calibration, diagnosis.evidence.costs
+    counts = count_errors(diagnosis.evidence.errors, classes)
+    kept = count_errors(diagnosis.evidence.operating.errors, classes)
     per_class = {
         name: row
         | {
@@ -38,7 +38,7 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | No
             "localisation_ace": calibration.localisation_ace.per_class[i],
         }
         for i, ((name, row), point) in enumerate(
-            zip(diagnosis.metrics["per_class"].items(), diagnosis.points, strict=True)
+            zip(diagnosis.metrics["per_class"].items(), diagnosis.evidence.points, strict=True)
         )
     }
     content = {
@@ -59,7 +59,7 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | No
             "localisation_ace": calibration.localisation_ace.mean,
             "bins": calibration.bins._asdict(),
         },
-        "confusion": {"class_names": [*names, "background"], "matrix": diagnosis.confusion.matrix.numpy()},
+        "confusion": {"class_names": [*names, "background"], "matrix": diagnosis.evidence.confusion.matrix.numpy()},
         "errors": {
             kind.name.lower(): {
                 "cost": costs.by_type[kind],
@@ -110,11 +110,11 @@ def write_tables(
     thresholds on; null for detections below); and, where there are verdicts, ``verdict`` and ``verdict_confidence`` of
     every mistake.
     """
-    rows, operating = diagnosis.rows, diagnosis.operating
+    rows, operating = diagnosis.rows, diagnosis.evidence.operating
     count = evaluation.table.num_rows
     everywhere = np.full(count, None, dtype=object)
-    everywhere[rows.detection_rows.numpy()] = _names_of(diagnosis.errors.error.numpy())
-    everywhere[rows.truth_rows.numpy()[diagnosis.errors.missed.numpy()]] = "missed"
+    everywhere[rows.detection_rows.numpy()] = _names_of(diagnosis.evidence.errors.error.numpy())
+    everywhere[rows.truth_rows.numpy()[diagnosis.evidence.errors.missed.numpy()]] = "missed"
     kept = np.full(count, None, dtype=object)
     kept[rows.detection_rows[operating.rows].numpy()] = _names_of(operating.errors.error.numpy())
     kept[rows.truth_rows.numpy()[operating.errors.missed.numpy()]] = "missed"
@@ -132,7 +132,7 @@ def write_tables(
         "file_name": evaluation.file_names,
         "image_height": evaluation.sizes[:, 0],
         "image_width": evaluation.sizes[:, 1],
-        "correction_cost": diagnosis.correction,
+        "correction_cost": diagnosis.evidence.correction,
         "objects": np.bincount(errors.truths.images[objects].numpy(), minlength=images),
         "missed": np.bincount(errors.truths.images[objects & (errors.found_by < 0)].numpy(), minlength=images),
         "wrong": np.bincount(errors.detections.images[errors.outcome == FALSE_POSITIVE].numpy(), minlength=images),
@@ -162,7 +162,7 @@ def summary_tables(evaluation: Evaluation, diagnosis: Diagnosis) -> list[Table]:
     """What the terminal shows: the classes, and what to do first."""
     table = Table("class", "AP", "95 % interval", "threshold", "precision", "recall", title_justify="left")
     for label, name in enumerate(evaluation.class_names):
-        point, interval = diagnosis.points[label], diagnosis.ap.per_class
+        point, interval = diagnosis.evidence.points[label], diagnosis.ap.per_class
         numbers = (point.threshold, point.precision, point.recall) if point else (math.nan,) * 3
         between = f"{interval.low[label]:.3f} to {interval.high[label]:.3f}"
         table.add_row(

@@ -192,10 +192,10 @@ def judge(
         vectors: Of :func:`vectors_of_rows`.
         training: What to compare with.
     """
-    errors = diagnosis.operating.errors
+    errors = diagnosis.evidence.operating.errors
     wrong = (errors.outcome == FALSE_POSITIVE).nonzero().flatten()
     partners = [_partner(diagnosis, mistake, wrong) for mistake in found]
-    detection_rows = diagnosis.rows.detection_rows[diagnosis.operating.rows]
+    detection_rows = diagnosis.rows.detection_rows[diagnosis.evidence.operating.rows]
     own = torch.tensor([row_of_mistake(diagnosis, mistake) for mistake in found], dtype=torch.int64)
     labels = torch.tensor(
         [
@@ -260,7 +260,7 @@ def _partner(diagnosis: Diagnosis, mistake: Mistake, wrong: Tensor) -> int:
     """Place of the detection that is, or may have been meant for, what a mistake is about; -1 for none."""
     if mistake.detection >= 0:
         return mistake.detection
-    errors = diagnosis.operating.errors
+    errors = diagnosis.evidence.operating.errors
     near = wrong[errors.detections.images[wrong] == mistake.image]
     if not len(near):
         return -1

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from detframe.drawing import Truth
+from detframe.wandb_boxes import image_boxes
 
 
 class Sample(NamedTuple):
@@ -92,41 +93,7 @@ class WandbLogger(LightningWandbLogger):
             class_names: Names by label.
             step: The trainer's step.
         """
-        labels = dict(enumerate(class_names))
-        boxes = [
-            {
-                "predictions": {
-                    "class_labels": labels,
-                    "box_data": [
-                        _box(box, label, class_names, {"score": score})
-                        for box, label, score in zip(
-                            sample.boxes.tolist(), sample.labels.tolist(), sample.scores.tolist(), strict=True
-                        )
-                    ],
-                },
-                "ground_truth": {
-                    "class_labels": labels,
-                    "box_data": [
-                        _box(box, label, class_names, {})
-                        for box, label in zip(sample.truth.boxes.tolist(), sample.truth.labels.tolist(), strict=True)
-                    ],
-                },
-            }
-            for sample in samples
-        ]
+        boxes = [image_boxes(s.boxes, s.labels, s.scores, s.truth, class_names) for s in samples]
         images = [sample.image.permute(1, 2, 0).numpy() for sample in samples]
         captions = [f"image {sample.image_id}" for sample in samples]
         self.log_image(key, images, step=step, boxes=boxes, caption=captions)
-
-
-def _box(box: Sequence[float], label: int, class_names: Sequence[str], scores: dict[str, float]) -> dict[str, Any]:
-    """A box as wandb.Image takes it."""
-    x1, y1, x2, y2 = box
-    caption = " ".join([class_names[label], *(f"{score:.2f}" for score in scores.values())])
-    return {
-        "position": {"minX": x1, "maxX": x2, "minY": y1, "maxY": y2},
-        "domain": "pixel",
-        "class_id": label,
-        "box_caption": caption,
-        **({"scores": scores} if scores else {}),
-    }
