@@ -265,7 +265,7 @@ def outcomes(run: Path, original: Path, histories: dict[int, History]) -> list[O
     evaluation = read_run(run)
     diagnosis = diagnose_rows(evaluation, parse_aim("f1"), [], {}, 10, 0)
     every = mistakes(diagnosis)
-    training = read_training(run / "train_embeddings.parquet", len(evaluation.class_names))
+    training = read_training(run / "train_embeddings.parquet", diagnosis.evidence.thresholds)
     judged = judge(diagnosis, every, vectors_of_rows(evaluation, run / "test_embeddings.parquet"), training)
     found = found_on_original(original, diagnosis.evidence.thresholds)
     annotation_ids = evaluation.table["annotation_id"].to_pylist()

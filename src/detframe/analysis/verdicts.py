@@ -24,13 +24,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.embeddings import read_embeddings
 from detframe.analysis.evaluation import Evaluation
-from detframe.analysis.mistakes import Mistake, mistakes, row_of_mistake
+from detframe.analysis.mistakes import Mistake, mistakes
 from detframe.analysis.prediction_table import rows_of_table
 from detframe.data.annotations import DataError
 from detframe.data.sources import read_splits
@@ -89,7 +90,6 @@ class Training(NamedTuple):
     detection_right: Tensor  # [D] float, 1 for those that found an object
     places: Tensor  # [P, D] unit vectors of the objects, and of detections where nothing is
     place_labels: Tensor  # [P] int64, -1 where nothing is
-    place_distances: Tensor  # [n] as `distances`, of places of any kind
 
 
 class Verdicts(NamedTuple):
@@ -116,7 +116,7 @@ def judge_run(evaluation: Evaluation, diagnosis: Diagnosis, data: Path) -> Verdi
     others = predictions.with_name("train_embeddings.parquet")
     if own == predictions or not own.is_file() or not others.is_file():
         return None
-    training = read_training(others, len(evaluation.class_names))
+    training = read_training(others, diagnosis.evidence.thresholds)
     every = mistakes(diagnosis)
     judged = judge(diagnosis, every, vectors_of_rows(evaluation, own), training)
     known = {mistake: judgement for mistake, judgement in zip(every, judged, strict=True) if judgement is not None}
@@ -137,7 +137,7 @@ def _training_images(data: Path) -> Path | None:
     return readings["train"].index.image_root if "train" in readings else None
 
 
-def read_training(path: Path, classes: int) -> Training:
+def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
     """The training split from a file of :class:`~detframe.analysis.embeddings.EmbeddingWriter`.
 
     Raises:
@@ -146,8 +146,10 @@ def read_training(path: Path, classes: int) -> Training:
     table, array = read_embeddings(path)
     vectors = torch.from_numpy(array)
     rows = rows_of_table(table)
+    classes = len(thresholds)
     errors = find_errors(rows.detections, rows.truths, classes)
-    counted = errors.outcome != IGNORED
+    limits = torch.from_numpy(thresholds)[rows.detections.labels]
+    counted = (errors.outcome != IGNORED) & (rows.detections.scores.double() >= limits)
     live = ~rows.truths.ignore
     objects, labels, images = vectors[rows.truth_rows[live]], rows.truths.labels[live], rows.truths.images[live]
     detections = vectors[rows.detection_rows]
@@ -164,7 +166,6 @@ def read_training(path: Path, classes: int) -> Training:
         detection_right=(errors.outcome[counted] == TRUE_POSITIVE).float(),
         places=places,
         place_labels=torch.cat((labels, torch.full((int(empty.sum()),), -1))),
-        place_distances=_within(places, torch.cat((images, rows.detections.images[empty]))),
     )
 
 
@@ -196,11 +197,18 @@ def judge(
     wrong = (errors.outcome == FALSE_POSITIVE).nonzero().flatten()
     partners = [_partner(diagnosis, mistake, wrong) for mistake in found]
     detection_rows = diagnosis.rows.detection_rows[diagnosis.evidence.operating.rows]
-    own = torch.tensor([row_of_mistake(diagnosis, mistake) for mistake in found], dtype=torch.int64)
+    objects = [mistake.truth >= 0 for mistake in found]
+    own = torch.tensor(
+        [
+            int(diagnosis.rows.truth_rows[mistake.truth] if known else detection_rows[mistake.detection])
+            for mistake, known in zip(found, objects, strict=True)
+        ],
+        dtype=torch.int64,
+    )
     labels = torch.tensor(
         [
-            int(errors.truths.labels[m.truth] if m.detection < 0 else errors.detections.labels[m.detection])
-            for m in found
+            int(errors.truths.labels[mistake.truth] if known else errors.detections.labels[mistake.detection])
+            for mistake, known in zip(found, objects, strict=True)
         ],
         dtype=torch.int64,
     )
@@ -302,8 +310,15 @@ def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
 
 
 def _among_places(vectors: Tensor, labels: Tensor, training: Training) -> tuple[Tensor, Tensor]:
-    """Share of objects of the class among the most alike places in training, and p-values among places; ``[M]``."""
+    """Share of objects of the class among the most alike places in training ``[M]``, and p-values ``[M]``.
+
+    The latter by the distances within the class, so that what is strange to objects and background alike is strange.
+    """
     found = nearest_neighbours(vectors, training.places, JUDGED)
     same = (torch.nn.functional.pad(training.place_labels, (0, 1), value=-1)[found.rows] == labels[:, None]).double()
     share = torch.where(found.rows >= 0, same, torch.nan).nanmean(dim=1)
-    return share, conformal_p_values(found.distances[:, LIKE - 1], training.place_distances)
+    typicality = torch.zeros(len(vectors), dtype=torch.float64)
+    for label in labels.unique().tolist():
+        asked = labels == label
+        typicality[asked] = conformal_p_values(found.distances[asked, LIKE - 1], training.distances[label])
+    return share, typicality
