@@ -88,8 +88,6 @@ class Training(NamedTuple):
     detections: Tensor  # [D, D'] unit vectors of its detections
     detection_labels: Tensor  # [D] int64
     detection_right: Tensor  # [D] float, 1 for those that found an object
-    places: Tensor  # [P, D] unit vectors of the objects, and of detections where nothing is
-    place_labels: Tensor  # [P] int64, -1 where nothing is
 
 
 class Verdicts(NamedTuple):
@@ -153,8 +151,6 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
     live = ~rows.truths.ignore
     objects, labels, images = vectors[rows.truth_rows[live]], rows.truths.labels[live], rows.truths.images[live]
     detections = vectors[rows.detection_rows]
-    empty = errors.error == ErrorType.BACKGROUND
-    places = torch.cat((objects, detections[empty]))
     return Training(
         table=table,
         objects=objects,
@@ -164,8 +160,6 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
         detections=detections[counted],
         detection_labels=rows.detections.labels[counted],
         detection_right=(errors.outcome[counted] == TRUE_POSITIVE).float(),
-        places=places,
-        place_labels=torch.cat((labels, torch.full((int(empty.sum()),), -1))),
     )
 
 
@@ -215,9 +209,8 @@ def judge(
     beside = torch.tensor(partners, dtype=torch.int64)
     known = ~vectors[own].isnan().any(dim=1)
     typicality, alike, neighbours = _among_objects(vectors[own], labels, training)
-    right, ordinary = _among_places(vectors[own], labels, training)
-    # Of an object that no detection is near. Labels of nothing are rare, so half of the places have to be empty first.
-    suspicion = (1 - 2 * right).clamp(min=0) * ordinary / (ordinary + LIMIT)
+    right = torch.full((len(found),), torch.nan, dtype=torch.float64)
+    suspicion = torch.zeros_like(right)  # of an object that no detection is near, nothing speaks against the label
     with_detection = beside >= 0
     rows = detection_rows[beside[with_detection]]
     detected = errors.detections.labels[beside[with_detection]]
@@ -307,18 +300,3 @@ def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
         ended = torch.nn.functional.pad(training.detection_right[of_class], (0, 1), value=torch.nan)  # at -1
         share[asked] = ended[found].nanmean(dim=1).double()
     return share
-
-
-def _among_places(vectors: Tensor, labels: Tensor, training: Training) -> tuple[Tensor, Tensor]:
-    """Share of objects of the class among the most alike places in training ``[M]``, and p-values ``[M]``.
-
-    The latter by the distances within the class, so that what is strange to objects and background alike is strange.
-    """
-    found = nearest_neighbours(vectors, training.places, JUDGED)
-    same = (torch.nn.functional.pad(training.place_labels, (0, 1), value=-1)[found.rows] == labels[:, None]).double()
-    share = torch.where(found.rows >= 0, same, torch.nan).nanmean(dim=1)
-    typicality = torch.zeros(len(vectors), dtype=torch.float64)
-    for label in labels.unique().tolist():
-        asked = labels == label
-        typicality[asked] = conformal_p_values(found.distances[asked, LIKE - 1], training.distances[label])
-    return share, typicality
