@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateMonitor, We
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from detframe.analysis.embeddings import EmbeddingWriter
 from detframe.analysis.predictions import EvaluationWriter, PredictionWriter
 from detframe.analysis.wandb_evidence import WandbEvidence
 from detframe.augment.facts import PolicyError
@@ -61,6 +62,7 @@ class DetframeCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(SampleImages, "samples")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
         parser.add_class_arguments(WandbEvidence, "evidence")
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test best.ckpt after `fit` where there is a test split."

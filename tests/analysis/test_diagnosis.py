@@ -16,7 +16,7 @@ from PIL import Image
 
 from detframe.analysis.diagnosis import Diagnosis, diagnose_rows, parse_aim
 from detframe.analysis.evaluation import Evaluation, read_results
-from detframe.analysis.examples import choose, mistakes
+from detframe.analysis.mistakes import choose, mistakes
 from detframe.analysis.slicing import image_properties, metadata_columns
 from detframe.cli import main
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE

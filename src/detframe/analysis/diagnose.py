@@ -26,6 +26,9 @@ def diagnose(
     `detframe diagnose RUN` takes the folder of a run that `fit` or `test` wrote, such as runs/quickstart/version_0. For
     any other detector, give --predictions (COCO results) and --data. The network is never asked.
 
+    After `detframe test --embeddings.write true` it also says why each mistake happened: an annotation issue, a gap in
+    the training data, or a limit of the model.
+
     Written to OUT: index.html, one page that works offline; report.json, its figures; predictions.parquet, the table of
     detections and objects with what is wrong with each; images.parquet; slices.parquet.
 
@@ -50,6 +53,7 @@ def diagnose(
     from detframe.analysis.evaluation import read_results, read_run
     from detframe.analysis.report import report, summary_tables, write_tables
     from detframe.analysis.slicing import image_properties
+    from detframe.analysis.verdicts import judge_run
     from detframe.data.annotations import DataError
     from detframe.data.images import ImageError
 
@@ -71,11 +75,14 @@ def diagnose(
             of_images = image_properties(evaluation, measured)
             status.update("Counting")
             diagnosis = diagnose_rows(evaluation, chosen, wanted, of_images, replicates, seed)
-            figures = report(evaluation, diagnosis, aim)
+            verdicts = None if run is None else judge_run(evaluation, diagnosis, data or run / "config.yaml")
+            figures = report(evaluation, diagnosis, verdicts, aim)
             folder.mkdir(parents=True, exist_ok=True)
-            write_diagnosis(folder / "index.html", evaluation, diagnosis, lambda what: status.update(f"Drawing {what}"))
+            write_diagnosis(
+                folder / "index.html", evaluation, diagnosis, verdicts, lambda what: status.update(f"Drawing {what}")
+            )
             (folder / "report.json").write_text(dumps(figures, indent=1), encoding="utf-8")
-            write_tables(folder, evaluation, diagnosis, of_images)
+            write_tables(folder, evaluation, diagnosis, verdicts, of_images)
     except (DataError, ImageError, ValueError, OSError) as error:
         print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
         return 2

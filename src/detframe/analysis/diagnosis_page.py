@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from detframe.analysis.diagnosis import Diagnosis, SliceResult
 from detframe.analysis.evaluation import Evaluation
-from detframe.analysis.examples import BACKGROUND, LEGEND, choose, examples_of_images, examples_of_mistakes, mistakes
+from detframe.analysis.examples import BACKGROUND, LEGEND, examples_of_images, examples_of_mistakes
 from detframe.analysis.gallery import SCRIPT, STYLE, gallery
+from detframe.analysis.mistakes import choose, mistakes
 from detframe.analysis.page import Rows, Section, plot, write_page
+from detframe.analysis.verdicts import Verdicts, count_verdicts
 from detframe.metrics.calibration import expected_calibration_error
 from detframe.metrics.errors import ErrorType, count_errors
 from detframe.metrics.operating_points import ThresholdCurve, interpolated_precision
@@ -42,7 +44,11 @@ _POINTS = 200
 
 
 def write_diagnosis(
-    path: Path, evaluation: Evaluation, diagnosis: Diagnosis, progress: Callable[[str], None] = lambda _: None
+    path: Path,
+    evaluation: Evaluation,
+    diagnosis: Diagnosis,
+    verdicts: Verdicts | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write the page.
 
@@ -50,6 +56,7 @@ def write_diagnosis(
         path: HTML file.
         evaluation: What was found and what is there.
         diagnosis: The figures.
+        verdicts: Why the mistakes happened, where that can be said.
         progress: Told what is being drawn.
     """
     metrics = diagnosis.metrics
@@ -74,7 +81,7 @@ def write_diagnosis(
         sections.append(Section("Mistakes", "The images are not at hand; give them with --data to see them here."))
     else:
         progress("pictures")
-        sections += [_mistakes(evaluation, diagnosis), _worst(evaluation, diagnosis)]
+        sections += [_mistakes(evaluation, diagnosis, verdicts), _worst(evaluation, diagnosis)]
     sections[-1] = sections[-1]._replace(markup=STYLE + sections[-1].markup + SCRIPT)
     write_page(path, "What the detector gets wrong", subtitle, sections)
 
@@ -356,14 +363,20 @@ def _side(result: SliceResult, name: str) -> list[Markup | str]:
     return [f"{side['share']:.3f}", Markup("<b>{}</b>").format(text) if sure else text]
 
 
-def _mistakes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
+def _mistakes(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | None) -> Section:
     found = mistakes(diagnosis)
     chosen = choose(found, MISTAKES)
     filters = {"kind": "kind", "truth": "labelled", "detected": "detected as"}
-    shown = list(examples_of_mistakes(evaluation, diagnosis, chosen))
+    if verdicts is None:
+        why = "To see why each happened, test with `--embeddings.write true` and diagnose that run."
+    else:
+        filters["verdict"] = "verdict"
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in count_verdicts(verdicts).items())
+        why = f"Why all happened: {counts}. At the right of each, the most similar training objects."
+    shown = list(examples_of_mistakes(evaluation, diagnosis, chosen, verdicts))
     return Section(
         "Mistakes",
-        f"{len(shown)} of {len(found)}, of every kind and pair of classes in turn, the surest first. {LEGEND}",
+        f"{len(shown)} of {len(found)}, of every kind and pair of classes in turn, the surest first. {why} {LEGEND}",
         markup=gallery("mistakes", shown, filters),
     )
 

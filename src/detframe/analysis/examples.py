@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.evaluation import Evaluation
 from detframe.analysis.evidence import worst_images
 from detframe.analysis.gallery import Example
+from detframe.analysis.mistakes import Mistake, best_score
+from detframe.analysis.prediction_table import box_of_row
+from detframe.analysis.verdicts import Judgement, Verdicts
 from detframe.data.images import ImageError, read_image
 from detframe.drawing import Mark, draw_marks
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED
@@ -43,82 +46,13 @@ _NAMES = {
 }
 
 
-class Mistake(NamedTuple):
-    """One detection that is wrong, or one object that was missed, at the operating thresholds."""
+def examples_of_mistakes(
+    evaluation: Evaluation, diagnosis: Diagnosis, chosen: Sequence[Mistake], verdicts: Verdicts | None
+) -> Iterator[Example]:
+    """A crop for each mistake, with everything else that is in it; an image that cannot be read is left out.
 
-    image: int  # place of the image
-    kind: ErrorType
-    detection: int  # place among the detections that are kept, -1 for an object missed
-    truth: int  # row of the truth that it is about, -1 for none
-    cell: tuple[int, int]  # of the confusion matrix
-    score: float  # 0..1, how sure the detection is; of an object missed, how far from sure the best one was
-
-
-def mistakes(diagnosis: Diagnosis) -> list[Mistake]:
-    """All mistakes at the operating thresholds: wrong detections, and objects that no detection of any class found."""
-    (kept, errors), confusion = diagnosis.evidence.operating, diagnosis.evidence.confusion
-    found = [
-        Mistake(
-            image=int(errors.detections.images[row]),
-            kind=ErrorType(int(errors.error[row])),
-            detection=row,
-            truth=int(errors.truth[row]),
-            cell=(int(confusion.detection_cells[kept[row], 0]), int(confusion.detection_cells[kept[row], 1])),
-            score=float(errors.detections.scores[row]),
-        )
-        for row in (errors.outcome == FALSE_POSITIVE).nonzero().flatten().tolist()
-    ]
-    classes = len(confusion.matrix) - 1
-    lost = ((confusion.truth_cells[:, 1] == classes) & ~errors.truths.ignore).nonzero().flatten().tolist()
-    return found + [
-        Mistake(
-            image=int(errors.truths.images[row]),
-            kind=ErrorType.MISSED,
-            detection=-1,
-            truth=row,
-            cell=(int(errors.truths.labels[row]), classes),
-            score=1 - _best_score(diagnosis, row),
-        )
-        for row in lost
-    ]
-
-
-def choose(found: Sequence[Mistake], most: int) -> list[Mistake]:
-    """The surest mistakes of every kind and cell in turn, so that the rare ones are shown as well.
-
-    Args:
-        found: All of them.
-        most: How many to keep.
+    Where there are verdicts, the nearest objects of the training split stand beside it.
     """
-    groups: dict[tuple[ErrorType, tuple[int, int]], list[Mistake]] = defaultdict(list)
-    for mistake in sorted(found, key=lambda m: -m.score):
-        groups[mistake.kind, mistake.cell].append(mistake)
-    for group in groups.values():
-        seen: Counter[int] = Counter()
-        turn = {id(mistake): _count(seen, mistake.image) for mistake in group}
-        group.sort(key=lambda m: turn[id(m)])  # another image each time, as long as there are any
-    chosen: list[Mistake] = []
-    depth = 0
-    while len(chosen) < min(most, len(found)):
-        layer = [group[depth] for group in groups.values() if len(group) > depth]
-        chosen += layer[: most - len(chosen)]
-        depth += 1
-    return sorted(chosen, key=lambda m: (m.kind != ErrorType.MISSED, m.kind, m.cell, -m.score))
-
-
-def _count(seen: Counter[int], image: int) -> int:
-    seen[image] += 1
-    return seen[image]
-
-
-def _best_score(diagnosis: Diagnosis, truth: int) -> float:
-    """Score of the detection that found an object when all are counted, 0 where none did."""
-    finder = int(diagnosis.evidence.errors.found_by[truth])
-    return float(diagnosis.rows.detections.scores[finder]) if finder >= 0 else 0.0
-
-
-def examples_of_mistakes(evaluation: Evaluation, diagnosis: Diagnosis, chosen: Sequence[Mistake]) -> Iterator[Example]:
-    """A crop for each mistake, with everything else that is in it; an image that cannot be read is left out."""
     names = [*evaluation.class_names, BACKGROUND]
     by_image: dict[int, list[int]] = defaultdict(list)
     for i, mistake in enumerate(chosen):
@@ -129,7 +63,8 @@ def examples_of_mistakes(evaluation: Evaluation, diagnosis: Diagnosis, chosen: S
         if pixels is None:
             continue
         for i in places:
-            made[i] = _example(evaluation, diagnosis, chosen[i], pixels, names)
+            example = _example(evaluation, diagnosis, chosen[i], pixels, names)
+            made[i] = example if verdicts is None else _with_verdict(example, verdicts, chosen[i])
     yield from (made[i] for i in sorted(made))
 
 
@@ -178,11 +113,58 @@ def _example(
     )
 
 
+def _with_verdict(example: Example, verdicts: Verdicts, mistake: Mistake) -> Example:
+    judgement = verdicts.judgements.get(mistake)
+    if judgement is None:
+        return example._replace(properties={**example.properties, "verdict": "-"})
+    crops = list(_nearest(verdicts, judgement)) if verdicts.training_images is not None else []
+    return example._replace(
+        picture=_beside(example.picture, crops),
+        detail=f"{example.detail}. {evidence(judgement)}",
+        properties={**example.properties, "verdict": judgement.verdict.value},
+    )
+
+
+def evidence(judgement: Judgement) -> str:
+    """The verdict on a mistake and what it rests on, in a sentence."""
+    said = f"{judgement.verdict.value[0].upper()}{judgement.verdict.value[1:]} ({judgement.confidence:.2f})"
+    alike = f"{judgement.alike} objects like it in training (p {judgement.typicality:.3f})"
+    if math.isnan(judgement.right):
+        return f"{said}: {alike}."
+    return f"{said}: {alike}; of what looks alike there, {judgement.right:.0%} was such an object."
+
+
+def _nearest(verdicts: Verdicts, judgement: Judgement) -> Iterator[Image.Image]:
+    """Crops of the nearest training objects that can be read."""
+    table = verdicts.training.table
+    for row in judgement.nearest:
+        assert verdicts.training_images is not None
+        try:
+            pixels = read_image(verdicts.training_images / table["file_name"][row].as_py())
+        except ImageError:
+            continue
+        box = box_of_row(table, row)
+        x1, y1, x2, y2 = _window(box, pixels.shape[1], pixels.shape[2])
+        yield draw_marks(pixels[:, y1:y2, x1:x2], [], [Mark(box - torch.tensor([x1, y1, x1, y1]), "", FOUND)])
+
+
+def _beside(picture: Image.Image, others: Sequence[Image.Image]) -> Image.Image:
+    """A picture with others in a column to its right, each of a third of its height."""
+    if not others:
+        return picture
+    side, gap = picture.height // 3, 4
+    sheet = Image.new("RGB", (picture.width + gap + side, picture.height), (250, 250, 248))
+    sheet.paste(picture)
+    for i, other in enumerate(others):
+        sheet.paste(other.resize((side - gap, side - gap)), (picture.width + gap, i * side))
+    return sheet
+
+
 def _title(evaluation: Evaluation, diagnosis: Diagnosis, mistake: Mistake) -> str:
     """What happened, in a few words."""
     names, errors = evaluation.class_names, diagnosis.evidence.operating.errors
     if mistake.detection < 0:
-        label, score = int(errors.truths.labels[mistake.truth]), _best_score(diagnosis, mistake.truth)
+        label, score = int(errors.truths.labels[mistake.truth]), best_score(diagnosis, mistake.truth)
         below = f": its score {score:.2f} is below {diagnosis.evidence.thresholds[label]:.2f}" if score else ""
         return f"{names[label]} missed{below}"
     label = int(errors.detections.labels[mistake.detection])

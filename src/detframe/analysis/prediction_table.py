@@ -93,6 +93,11 @@ def schema_table(columns: dict[str, Any], rows: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
+def box_of_row(table: pa.Table, row: int) -> Tensor:
+    """Box ``[4]`` xyxy, in pixels of the original, of one row."""
+    return torch.tensor([table[corner][row].as_py() for corner in ("x1", "y1", "x2", "y2")])
+
+
 def _column(table: pa.Table, name: str) -> NDArray[Any]:
     values: NDArray[Any] = table[name].to_numpy()
     return values

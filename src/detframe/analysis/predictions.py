@@ -245,9 +245,9 @@ def positions(index: AnnotationIndex, image_ids: Tensor) -> NDArray[np.int64]:
     return np.asarray(order[np.searchsorted(index.image_ids, ids, sorter=order)], dtype=np.int64)
 
 
-def gather(parts: Sequence[pa.Table]) -> pa.Table:
+def gather(parts: Sequence[pa.Table], schema: pa.Schema = SCHEMA) -> pa.Table:
     """Tables of all processes as one, in the order of image ids; those of an image keep their order."""
-    table = pa.concat_tables([SCHEMA.empty_table(), *parts])
+    table = pa.concat_tables([schema.empty_table(), *parts])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         tables: list[pa.Table] = [table] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(tables, table)

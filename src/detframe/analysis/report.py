@@ -15,11 +15,13 @@ from rich.table import Table
 from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.diagnosis_page import collect
 from detframe.analysis.evaluation import Evaluation
+from detframe.analysis.mistakes import row_of_mistake
+from detframe.analysis.verdicts import Verdicts, count_verdicts
 from detframe.metrics.average_precision import FALSE_POSITIVE
 from detframe.metrics.errors import NO_ERROR, ErrorType, count_errors
 
 
-def report(evaluation: Evaluation, diagnosis: Diagnosis, aim: str) -> dict[str, Any]:
+def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | None, aim: str) -> dict[str, Any]:
     """All figures as plain JSON; null where there is nothing to measure."""
     names, classes = evaluation.class_names, len(evaluation.class_names)
     calibration, costs = diagnosis.evidence.calibration, diagnosis.evidence.costs
@@ -70,6 +72,7 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, aim: str) -> dict[str, 
             }
             for kind in ErrorType
         },
+        "verdicts": None if verdicts is None else count_verdicts(verdicts),
         "confused_pairs": [
             pair._asdict() | {"truth": names[pair.truth_label], "detection": names[pair.detection_label]}
             for pair in diagnosis.confusions
@@ -94,13 +97,18 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, aim: str) -> dict[str, 
 
 
 def write_tables(
-    folder: Path, evaluation: Evaluation, diagnosis: Diagnosis, of_images: dict[str, NDArray[Any]]
+    folder: Path,
+    evaluation: Evaluation,
+    diagnosis: Diagnosis,
+    verdicts: Verdicts | None,
+    of_images: dict[str, NDArray[Any]],
 ) -> None:
     """Write ``predictions.parquet``, ``images.parquet`` and ``slices.parquet``.
 
     The first is the evaluation's table with two columns more: ``error`` (of a detection, among all; of an object
     "missed" where nothing was near to finding it) and ``error_at_threshold`` (the same among those from the operating
-    thresholds on; null for detections below).
+    thresholds on; null for detections below); and, where there are verdicts, ``verdict`` and ``verdict_confidence`` of
+    every mistake.
     """
     rows, operating = diagnosis.rows, diagnosis.evidence.operating
     count = evaluation.table.num_rows
@@ -112,6 +120,8 @@ def write_tables(
     kept[rows.truth_rows.numpy()[operating.errors.missed.numpy()]] = "missed"
     table = evaluation.table.append_column("error", pa.array(everywhere, pa.string()))
     table = table.append_column("error_at_threshold", pa.array(kept, pa.string()))
+    if verdicts is not None:
+        table = _with_verdicts(table, diagnosis, verdicts)
     pq.write_table(table, folder / "predictions.parquet")
 
     images = len(evaluation.image_ids)
@@ -136,6 +146,16 @@ def write_tables(
         for result in diagnosis.slices
     ]
     pq.write_table(pa.Table.from_pylist(flat), folder / "slices.parquet")
+
+
+def _with_verdicts(table: pa.Table, diagnosis: Diagnosis, verdicts: Verdicts) -> pa.Table:
+    said = np.full(table.num_rows, None, dtype=object)
+    confidence = np.full(table.num_rows, None, dtype=object)
+    for mistake, judgement in verdicts.judgements.items():
+        row = row_of_mistake(diagnosis, mistake)
+        said[row], confidence[row] = judgement.verdict.value, judgement.confidence
+    table = table.append_column("verdict", pa.array(said, pa.string()))
+    return table.append_column("verdict_confidence", pa.array(confidence, pa.float32()))
 
 
 def summary_tables(evaluation: Evaluation, diagnosis: Diagnosis) -> list[Table]:

@@ -1,0 +1,72 @@
+"""Vectors of boxes: what they are made of, and that a run writes one for every row."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from detframe.analysis.embeddings import CELLS, EMBEDDED, EmbeddingWriter, embed, read_embeddings
+from detframe.analysis.predictions import EvaluationWriter
+from detframe.data.annotations import DataError
+from detframe.data.datamodule import DetectionDataModule
+from detframe.data.scenes import CLASS_NAMES
+from detframe.data.synthetic import write_dataset
+from detframe.models.backbones import TimmBackbone
+from detframe.training.task import DetectionTask
+
+
+def test_a_vector_is_the_mean_of_the_features_in_each_cell_of_the_box() -> None:
+    features = torch.arange(2 * 12 * 12, dtype=torch.float32).view(1, 2, 12, 12)
+    box = torch.tensor([[[8.0, 16.0, 32.0, 40.0], [0, 0, 1, 1]]])  # cells 2..8 by 4..10 at stride 4
+    vectors = embed(features, box, torch.tensor([[True, False]]), 4)
+    expected = torch.stack(
+        [features[0, :, 4 + 2 * y : 6 + 2 * y, 2 + 2 * x : 4 + 2 * x].mean((1, 2)) for y in range(3) for x in range(3)]
+    )
+    expected = expected.T.flatten()
+    assert vectors.shape == (1, 2 * CELLS**2)
+    torch.testing.assert_close(vectors[0], expected / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedded")
+    write_dataset(folder / "data", train=5, val=2, test=4)
+    data = DetectionDataModule(
+        folder / "data", "train.json", "val.json", "test.json", image_size=(64, 80), batch_size=2, num_workers=0
+    )
+    task = DetectionTask(CLASS_NAMES, partial(TimmBackbone, name="resnet10t"), image_size=(64, 80))
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[EvaluationWriter(), EmbeddingWriter(write=True, min_score=0.0)],
+    )
+    trainer.test(task, data, verbose=False)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_test_embeds_every_row_of_its_table_and_the_training_split(run: Path) -> None:
+    table, vectors = read_embeddings(run / "test_embeddings.parquet")
+    assert table.equals(pq.read_table(run / "test_predictions.parquet"))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)  # float16
+    training, others = read_embeddings(run / "train_embeddings.parquet")
+    assert others.shape == (training.num_rows, vectors.shape[1])
+    index = DetectionDataModule(run / "data", "train.json", "val.json").index("train")
+    kinds = training["kind"].to_numpy()
+    ids = training["annotation_id"].to_numpy()[kinds == "truth"]
+    assert sorted(ids) == sorted(index.annotation_ids.tolist())
+    assert pq.read_schema(run / "train_embeddings.parquet").equals(EMBEDDED)
+
+
+def test_a_file_without_vectors_is_refused(run: Path, tmp_path: Path) -> None:
+    for path in (run / "test_predictions.parquet", tmp_path / "none.parquet"):
+        with pytest.raises(DataError, match="--embeddings"):
+            read_embeddings(path)
