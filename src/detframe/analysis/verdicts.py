@@ -3,13 +3,15 @@
 Of each mistake three shares are found, which add up to 1; the largest is the verdict and its value the confidence.
 
 - *annotation issue*: ``right * p / (LIMIT + p)``. ``right`` is the share, of the training detections of its class that
-  the detection looks like, that were right. Of an object that no detection is near, ``1 - 2 * right`` stands there,
-  with the share of the places in training that it looks like that hold an object of its class.
+  the detection looks like, that were right. Where no detection is near, nothing speaks against the label: one of
+  nothing at all is a data gap here, as the places that it looks like in training are no objects.
 - *data gap*: of what is left, ``LIMIT / (LIMIT + p)``.
 - *model limitation*: the rest. There are such objects in training, the label looks right, and still.
 
-``p`` is a conformal p-value: the share of training objects of the class that are as far from all others as the box in
-question is from them. At ``LIMIT``, 1 in 20, a gap is as likely as not.
+``p`` is a conformal p-value: the share of training objects of the class that lie as far apart from the others as the
+box in question does. How far is by the measure of those nearest to it, as in the local outlier factor (Breunig et al.,
+SIGMOD 2000), since a class may have looks that differ little and looks that differ a lot. At ``LIMIT``, 1 in 20, a gap
+is as likely as not.
 
 Nothing is fitted to what is evaluated: all that is compared with comes from the training split.
 """
@@ -46,11 +48,11 @@ SURE = 0.5
 """Least confidence of a verdict; below, the evidence cannot tell."""
 
 LIKE, JUDGED, SHOWN = 3, 10, 3
-"""Objects that a distance goes to, training detections or places that are asked how they ended, neighbours shown.
+"""Objects that a distance goes to, training detections that are asked how they ended, neighbours shown.
 
 To the third nearest, because one stray instance in training, or two, are a gap still."""
 
-_CALIBRATION = 4000  # objects of a class that distances within training are taken of; more say nothing new
+_MOST = 10_000  # training objects of a class that are compared with, spread evenly; more say nothing new
 _NEAR = 0.1  # IoU from which a detection may be meant for an object, as in TIDE
 
 
@@ -71,9 +73,7 @@ class Judgement(NamedTuple):
     suspicion: float  # 0..1, share of an annotation issue
     typicality: float  # 0..1, conformal p-value of the distance to the training objects of the class
     alike: int  # training objects of the class that are no further away than those are from each other
-    right: (
-        float  # 0..1, of training detections (or of places, for an object that nothing is near) like it; NaN for none
-    )
+    right: float  # 0..1, share of the training detections like the one in question that were right; NaN for none
     nearest: tuple[int, ...]  # rows of the training table, the nearest first
 
 
@@ -84,7 +84,8 @@ class Training(NamedTuple):
     objects: Tensor  # [G, D] unit vectors of its live objects
     object_labels: Tensor  # [G] int64
     object_rows: Tensor  # [G] int64, rows of the table
-    distances: list[Tensor]  # by class, [n] distance of its objects to their LIKE-th nearest in other images
+    spacing: Tensor  # [G] distance to the LIKE-th nearest of the class in another image
+    apartness: Tensor  # [G] the same, of that of these nearest
     detections: Tensor  # [D, D'] unit vectors of its detections
     detection_labels: Tensor  # [D] int64
     detection_right: Tensor  # [D] float, 1 for those that found an object
@@ -148,15 +149,17 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
     errors = find_errors(rows.detections, rows.truths, classes)
     limits = torch.from_numpy(thresholds)[rows.detections.labels]
     counted = (errors.outcome != IGNORED) & (rows.detections.scores.double() >= limits)
-    live = ~rows.truths.ignore
-    objects, labels, images = vectors[rows.truth_rows[live]], rows.truths.labels[live], rows.truths.images[live]
+    live = _some_of_each(rows.truths.labels, ~rows.truths.ignore)
+    objects, labels = vectors[rows.truth_rows[live]], rows.truths.labels[live]
+    spacing, apartness = _apart(objects, labels, rows.truths.images[live])
     detections = vectors[rows.detection_rows]
     return Training(
         table=table,
         objects=objects,
         object_labels=labels,
         object_rows=rows.truth_rows[live],
-        distances=[_within(objects[labels == c], images[labels == c]) for c in range(classes)],
+        spacing=spacing,
+        apartness=apartness,
         detections=detections[counted],
         detection_labels=rows.detections.labels[counted],
         detection_right=(errors.outcome[counted] == TRUE_POSITIVE).float(),
@@ -250,11 +253,31 @@ def _keys(table: pa.Table) -> list[tuple[str, int, int]]:
     ]
 
 
-def _within(objects: Tensor, images: Tensor) -> Tensor:
-    """Distance of a class's objects to their LIKE-th nearest in other images, as evaluated ones have only such."""
-    chosen = torch.linspace(0, max(len(objects) - 1, 0), min(len(objects), _CALIBRATION)).long()
-    found = nearest_neighbours(objects[chosen], objects, LIKE, images[chosen], images)
-    return found.distances[:, -1]
+def _some_of_each(labels: Tensor, wanted: Tensor) -> Tensor:
+    """Places of the wanted objects, of each class at most ``_MOST``, spread evenly, in order."""
+    chosen = []
+    for label in labels.unique():
+        places = (wanted & (labels == label)).nonzero().flatten()
+        chosen.append(places[torch.linspace(0, max(len(places) - 1, 0), min(len(places), _MOST)).long()])
+    return torch.cat([*chosen, torch.empty(0, dtype=torch.int64)]).sort().values
+
+
+def _apart(objects: Tensor, labels: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Spacing and apartness of training objects, ``[G]`` each; what an image holds itself is not compared with."""
+    spacing, apartness = torch.full((2, len(objects)), torch.inf)
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        found = nearest_neighbours(objects[own], objects[own], LIKE, images[own], images[own])
+        spacing[own] = found.distances[:, -1]
+        apartness[own] = _of_nearest(found, spacing[own])
+    return spacing, apartness
+
+
+def _of_nearest(found: Neighbours, spacing: Tensor) -> Tensor:
+    """Distance to the LIKE-th nearest, of these nearest ones' own mean spacing; infinite where there are too few."""
+    distance = found.distances[:, LIKE - 1]
+    usual = spacing[found.rows[:, :LIKE]].mean(dim=1).clamp(min=1e-6)
+    return torch.where(distance.isinf(), torch.inf, distance / usual)
 
 
 def _partner(diagnosis: Diagnosis, mistake: Mistake, wrong: Tensor) -> int:
@@ -280,10 +303,12 @@ def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple
         asked = (labels == label).nonzero().flatten()
         of_class = (training.object_labels == label).nonzero().flatten()
         found = nearest_neighbours(vectors[asked], training.objects[of_class], max(LIKE, SHOWN))
-        within = training.distances[label]
-        typicality[asked] = conformal_p_values(found.distances[:, LIKE - 1], within)
+        spacing = training.spacing[of_class]
         if len(of_class):
-            radius = within[within.isfinite()].quantile(1 - LIMIT) if within.isfinite().any() else 0.0
+            apart = _of_nearest(found, spacing)
+            p_values = conformal_p_values(apart, training.apartness[of_class])
+            typicality[asked] = torch.where(apart.isinf(), 0.0, p_values)  # of a class of too few
+            radius = spacing[spacing.isfinite()].quantile(1 - LIMIT) if spacing.isfinite().any() else 0.0
             alike[asked] = (1 - vectors[asked] @ training.objects[of_class].T <= radius).sum(dim=1)
             rows[asked] = torch.where(found.rows >= 0, of_class[found.rows.clamp(min=0)], -1)[:, :SHOWN]
         distances[asked] = found.distances[:, :SHOWN]
