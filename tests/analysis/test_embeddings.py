@@ -20,6 +20,8 @@ from detframe.data.synthetic import write_dataset
 from detframe.models.backbones import TimmBackbone
 from detframe.training.task import DetectionTask
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def test_a_vector_is_the_mean_of_the_features_in_each_cell_of_the_box() -> None:
     features = torch.arange(2 * 12 * 12, dtype=torch.float32).view(1, 2, 12, 12)
@@ -52,7 +54,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_test_embeds_every_row_of_its_table_and_the_training_split(run: Path) -> None:
     table, vectors = read_embeddings(run / "test_embeddings.parquet")
     assert table.equals(pq.read_table(run / "test_predictions.parquet"))
