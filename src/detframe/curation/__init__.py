@@ -1,0 +1,1 @@
+"""Data sets get better here: labels reviewed and mended, splits guarded."""

@@ -1,0 +1,97 @@
+"""Decisions about labels, as lines of a file that is only ever appended to: ``fixes.jsonl``.
+
+Each line stands for itself: who decided what, when and why, about which image (by its content) and which label, before
+and after. So a file of fixes survives a new export of the data set with other ids and names, two reviewers' files are
+merged by putting one after the other, and dropping a line undoes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from detframe.data.annotations import DataError
+from detframe.data.label_queue import Kind, Label, json_of_label, label_of_json, read_json_lines
+
+Decision = Literal["accept", "reject", "edit", "ambiguous", "skip", "undo"]
+"""Taken as suggested; the label is right; mended by hand; made an ignore box; left for later; taken back."""
+
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+
+class Fix(NamedTuple):
+    """One decision about one suggestion."""
+
+    id: str  # of the suggestion
+    decision: Decision
+    who: str  # reviewer, or "detframe" where nobody looked
+    when: str  # ISO 8601, UTC
+    kind: Kind
+    reason: str  # why it was suggested, in words
+    probability: float  # 0..1, that the label was wrong
+    split: str
+    file_name: str
+    image_sha256: str  # of the image file's content
+    annotation_id: int | None  # when it was decided
+    before: Label | None  # None: there was no label
+    after: Label | None  # None: there is to be no label; as before where nothing changes
+
+
+def append_fix(fix: Fix, path: Path) -> None:
+    """Append one line, and have it on the disk before returning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(
+        {**fix._asdict(), "before": json_of_label(fix.before), "after": json_of_label(fix.after)}, ensure_ascii=False
+    )
+    with path.open("ab+") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)  # half a line: a writer was killed in it
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_fixes(paths: Iterable[Path]) -> list[Fix]:
+    """All lines of files of fixes, in order of time; those of one time in order of file and line.
+
+    Raises:
+        DataError: A file cannot be read, or a line is no fix; the message names it.
+    """
+    cure = "Mend or drop the line; each is one decision of `detframe review`."
+    fixes = []
+    for path in paths:
+        for number, row in enumerate(read_json_lines(path, cure), 1):
+            try:
+                fix = Fix(**{**row, "before": label_of_json(row["before"]), "after": label_of_json(row["after"])})
+                if fix.decision not in DECISIONS:
+                    raise ValueError(f"its decision is {fix.decision!r}, not one of {', '.join(DECISIONS)}")
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{path}, decision {number}: is malformed ({error}). {cure}") from error
+            fixes.append(fix)
+    return sorted(fixes, key=lambda fix: fix.when)
+
+
+def standing(fixes: Iterable[Fix]) -> dict[str, Fix]:
+    """The last decision about each suggestion, by its id, without those that were taken back."""
+    last: dict[str, Fix] = {}
+    for fix in fixes:
+        last.pop(fix.id, None)  # so that the order is that of the last decisions
+        if fix.decision != "undo":
+            last[fix.id] = fix
+    return last
+
+
+def disagreements(fixes: Iterable[Fix]) -> list[tuple[Fix, Fix]]:
+    """Pairs of standing decisions of two people about one suggestion that do not lead to the same label."""
+    of_each: dict[str, dict[str, Fix]] = {}
+    for fix in fixes:
+        people = of_each.setdefault(fix.id, {})
+        people.pop(fix.who, None)
+        if fix.decision not in ("undo", "skip"):
+            people[fix.who] = fix
+    decisions = [list(people.values()) for people in of_each.values()]
+    return [(mine[0], other) for mine in decisions for other in mine[1:] if other.after != mine[0].after]

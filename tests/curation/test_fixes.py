@@ -1,0 +1,81 @@
+"""Fixes written and read: what was cut off is left out, what was taken back does not stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detframe.curation.fixes import Decision, Fix, append_fix, disagreements, read_fixes, standing
+from detframe.data.annotations import DataError
+from detframe.data.label_queue import Label, Queue, Suggestion, read_queue, suggestion_id, write_queue
+
+BEFORE, AFTER = Label((1.0, 2.0, 30.5, 40.125), "nut"), Label((1.0, 2.0, 31.0, 41.0), "bolt")
+
+
+def fix(number: int, decision: Decision = "accept", who: str = "ada", suggestion: str = "s1") -> Fix:
+    after = {"reject": BEFORE, "ambiguous": BEFORE._replace(ignore=True)}.get(decision, AFTER)
+    when = f"2026-01-01T00:00:{number:02d}+00:00"
+    return Fix(suggestion, decision, who, when, "wrong-class", "looks", 0.75, "train", "ü.png", "ab", 7, BEFORE, after)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "fixes.jsonl"
+    fixes = [fix(0), fix(1, "reject", suggestion="s2")._replace(before=None, after=None)]
+    for one in fixes:
+        append_fix(one, path)
+    assert read_fixes([path]) == fixes
+
+
+def test_a_line_that_was_cut_off_loses_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "fixes.jsonl"
+    append_fix(fix(0), path)
+    with path.open("ab") as file:
+        file.write(b'{"id": "s2", "dec')
+    assert read_fixes([path]) == [fix(0)]
+    append_fix(fix(1), path)
+    assert read_fixes([path]) == [fix(0), fix(1)]
+
+
+def test_a_line_that_is_no_fix_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "fixes.jsonl"
+    append_fix(fix(0), path)
+    append_fix(fix(1)._replace(decision="perhaps"), path)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"fixes.jsonl, decision 2: .*'perhaps', not one of accept"):
+        read_fixes([path])
+    path.write_text("[1]\n")
+    with pytest.raises(DataError, match="line 1: is no JSON object"):
+        read_fixes([path])
+
+
+def test_the_last_decision_stands_and_undo_takes_it_back() -> None:
+    assert standing([fix(0), fix(1, "reject")]) == {"s1": fix(1, "reject")}
+    assert standing([fix(0), fix(1, "undo")]) == {}
+    assert standing([fix(0), fix(1, "undo"), fix(2, "edit")]) == {"s1": fix(2, "edit")}
+
+
+def test_two_people_disagree_where_their_labels_differ(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine.jsonl", tmp_path / "theirs.jsonl"
+    for one in (fix(0), fix(2, suggestion="s2"), fix(4, suggestion="s3")):
+        append_fix(one, mine)
+    for one in (fix(1, "reject", "bob"), fix(3, "accept", "bob", "s2"), fix(5, "skip", "bob", "s3")):
+        append_fix(one, theirs)
+    fixes = read_fixes([theirs, mine])
+    assert [one.when[-8:-6] for one in fixes] == ["00", "01", "02", "03", "04", "05"]
+    assert disagreements(fixes) == [(fix(0), fix(1, "reject", "bob"))]
+
+
+def test_a_queue_is_read_as_it_was_written(tmp_path: Path) -> None:
+    name = suggestion_id("bad-box", "a.png", BEFORE, AFTER)
+    one = Suggestion(name, "bad-box", 3, "a.png", 7, BEFORE, AFTER, 0.75, 1.5, "it fits badly")
+    other = one._replace(id="x", kind="missing", annotation_id=None, before=None)
+    queue = Queue("data", "train", "hash", ["nut", "bolt"], [one, other])
+    write_queue(queue, tmp_path / "queue.jsonl")
+    assert read_queue(tmp_path / "queue.jsonl") == queue
+    assert suggestion_id("bad-box", "a.png", BEFORE, None) != name
+
+
+def test_another_file_is_no_queue(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"images": []}\n')
+    with pytest.raises(DataError, match=r"q.jsonl: is no queue of labels to look at. Write one with"):
+        read_queue(tmp_path / "q.jsonl")
