@@ -38,6 +38,10 @@ VERBS = {
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",
     ),
+    "crossfit": Verb("predict every training image by a detector that has not seen it", ""),
+    "label-errors": Verb(
+        "find labels that are likely wrong and say how to mend each", "detframe.analysis.label_errors:label_errors"
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 
@@ -78,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = VERBS[given[0]]
     if verb.function:
         return run_function(given[0], verb.function, given[1:])
+    if given[0] == "crossfit":
+        from detframe.crossfit import run as crossfit
+
+        return crossfit(given[1:])
     from detframe.lightning_cli import run
 
     return run(given)

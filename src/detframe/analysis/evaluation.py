@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 
 from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, schema_table
 from detframe.boxes import box_area
-from detframe.data.annotations import AnnotationIndex, DataError, require_sound
+from detframe.data.annotations import AnnotationIndex, DataError, labels_alone, require_sound
 from detframe.data.images import image_size
 from detframe.data.sources import read_splits
 from detframe.metrics.rows import DetectionRows, TruthRows, match_rows
 
-STAGES = ("test", "val")
-_OF_IMAGES = ("images-not-found", "missing-image", "unreadable-image")
+STAGES = ("test", "val", "train")
 
 
 class Evaluation(NamedTuple):
@@ -39,10 +37,11 @@ class Evaluation(NamedTuple):
 
 
 def read_run(run: Path, data: Path | None = None) -> Evaluation:
-    """The evaluation that a run left behind, of the test split or else of validation.
+    """The evaluation that a run left behind, of the test split or else of validation, or of training by cross-fitting.
 
     Args:
-        run: Folder with ``test_predictions.parquet`` or ``val_predictions.parquet``, as `test` and `validate` write it.
+        run: Folder with ``test_predictions.parquet``, ``val_predictions.parquet`` or ``train_predictions.parquet``, as
+            `test`, `validate` and `crossfit` write them.
         data: Where its images are; None looks in the run's ``config.yaml``, and does without where that fails.
 
     Raises:
@@ -96,7 +95,7 @@ def read_results(predictions: Path, data: Path) -> Evaluation:
     if not isinstance(rows, list) or not rows:
         what = "an empty list" if rows == [] else "no list"
         raise DataError(f"{predictions}: is {what}. COCO results are a list of detections, with one row at least.")
-    sizes = _sizes(index)
+    sizes = image_sizes(index)
     detections, labels = _detections(predictions, rows, index, sizes)
     table = _table(index, sizes, detections, labels)
     return _with_images(predictions, table, index.class_names, index)
@@ -120,9 +119,7 @@ def _split(data: Path, stage: str) -> AnnotationIndex:
     name = stage if stage in readings else next(iter(readings))
     if stage not in readings and len(readings) > 1:
         raise DataError(f"{data}: has no split {stage!r}; there are {', '.join(readings)}. Name the file of one.")
-    reading = readings[name]
-    faults = [fault for fault in reading.faults if fault.kind not in _OF_IMAGES]  # a diagnosis does without them
-    return require_sound(replace(reading, faults=faults))
+    return require_sound(labels_alone(readings[name]))
 
 
 def _without_images(path: Path, table: pa.Table, names: list[str]) -> Evaluation:
@@ -157,7 +154,7 @@ def _with_images(path: Path, table: pa.Table, names: list[str], index: Annotatio
     )
 
 
-def _sizes(index: AnnotationIndex) -> NDArray[np.int64]:
+def image_sizes(index: AnnotationIndex) -> NDArray[np.int64]:
     """Sizes ``[I, 2]`` of all images; where the format does not state them, the files do."""
     sizes: NDArray[np.int64] = index.image_sizes.copy()
     for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 """Endings, in lower case, by which an image is recognised in a folder."""
 
 _ERRORS_NAMED = 5
+_OF_IMAGES = ("images-not-found", "missing-image", "unreadable-image")
 
 
 class DataError(ValueError):
@@ -178,6 +179,12 @@ def require_sound(reading: Reading) -> AnnotationIndex:
             f"{named}{more}"
         )
     return reading.index
+
+
+def labels_alone(reading: Reading) -> Reading:
+    """A reading without the faults that are of its images, for those who can do without them."""
+    faults = [fault for fault in reading.faults if fault.kind not in _OF_IMAGES]
+    return replace(reading, faults=faults)
 
 
 def build_index(

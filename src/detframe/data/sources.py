@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from detframe.data.annotations import AnnotationIndex, DataError, Reading, require_sound
+from detframe.data.annotations import AnnotationIndex, DataError, Reading, labels_alone, require_sound
 from detframe.data.coco import read_coco
 from detframe.data.voc import read_voc, voc_splits
 from detframe.data.yolo import read_yolo, yolo_splits
@@ -57,6 +57,36 @@ def read_split(root: Path, split: str, images: Path | None = None) -> Annotation
         DataError: There is no such split, it cannot be read, or its annotations have errors.
     """
     return require_sound(_reader(root, split, images)())
+
+
+def find_split(data: Path, images: Mapping[int, str], usual: str) -> tuple[Path, str, AnnotationIndex]:
+    """The split that holds all of some images.
+
+    Args:
+        data: As :func:`read_splits` takes it; of a configuration the whole of its root is looked at first.
+        images: File names by id.
+        usual: Name of the split to look at first.
+
+    Returns:
+        The data set, the name of its split, and that.
+
+    Raises:
+        DataError: No split holds them, or its annotations have errors other than of images.
+    """
+    block = _load_yaml(data).get("data") if data.suffix.lower() in (".yaml", ".yml") else None
+    root = Path(block.get("init_args", block).get("root") or ".") if isinstance(block, dict) else data
+    for place in dict.fromkeys((root, data)):
+        try:
+            readings = read_splits(place)
+        except DataError:
+            if place == data:
+                raise
+            continue  # such as a root with files of several data sets, of which the configuration names some
+        for name in sorted(readings, key=lambda name: name != usual):
+            index = readings[name].index
+            if images.items() <= dict(zip(index.image_ids.tolist(), index.file_names, strict=True)).items():
+                return place, name, require_sound(labels_alone(readings[name]))
+    raise DataError(f"{data}: no split of it holds the {len(images)} images in question. Give their data set.")
 
 
 def _readers(data: Path) -> dict[str, Callable[[], Reading]]:
