@@ -38,6 +38,10 @@ VERBS = {
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",
     ),
+    "review": Verb(
+        "decide about suggested fixes of labels on a local web page, one key each",
+        "detframe.curation.review.verb:review",
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 
