@@ -72,7 +72,7 @@ def write_suggestions(data: Path, path: Path, count: int, split: str = "train", 
         kind, image, names = KINDS[i % len(KINDS)], int(image_of_box[row]), index.class_names
         x1, y1, x2, y2 = index.boxes[row].tolist()
         label = Label((x1, y1, x2, y2), names[index.labels[row]], bool(index.ignore[row]))
-        dx, dy = rng.uniform(-0.15, 0.15, 2) * (x2 - x1, y2 - y1)
+        dx, dy = (rng.uniform(-0.15, 0.15, 2) * (x2 - x1, y2 - y1)).tolist()
         moved = label._replace(box=(max(0.0, x1 + dx), max(0.0, y1 + dy), x2, y2))
         renamed = label._replace(class_name=names[(index.labels[row] + 1) % len(names)])
         after = {"missing": moved, "wrong-class": renamed, "bad-box": moved}.get(kind)

@@ -11,12 +11,23 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+
+# Chromium reads commands at 3 and writes answers at 4; the pipes have other numbers, perhaps each other's.
+_LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, pipe in zip((3, 4), high):
+    os.dup2(pipe, number)
+    os.close(pipe)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 _CODES = {"Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
@@ -39,9 +50,8 @@ class Chromium:
             raise RuntimeError("There is no Chromium on the PATH.")
         read, self._write = os.pipe()
         self._read, write = os.pipe()
-        # It reads commands at 3 and writes answers at 4, whatever numbers the pipes have here.
-        command = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", BROWSER, "--headless", "--no-sandbox"]
-        command += ["--disable-gpu", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(read), str(write), BROWSER, "--headless"]
+        command += ["--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         command += [f"--window-size={width},{height}", "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -107,14 +117,20 @@ class Chromium:
                 raise TimeoutError(f"{condition}: does not come true; console: {self.console}")
             time.sleep(0.01)
 
-    def press(self, key: str, shift: bool = False, release: bool = True) -> None:
-        """Press a key as a person does: a character, or a name such as Enter, and let it go unless told not to."""
-        code = _CODES.get(key, ord(key.upper()) if len(key) == 1 else 0)
-        event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+    def press(self, key: str, shift: bool = False) -> None:
+        """Press a key as a person does, and let it go: a character, or a name such as Enter."""
+        self.key_down(key, shift)
+        self.key_up(key)
+
+    def key_down(self, key: str, shift: bool = False, repeated: bool = False) -> None:
+        """Press a key; repeated: as the keyboard does by itself while it is held."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        self._call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
-        if release:
-            self._call("Input.dispatchKeyEvent", type="keyUp", **event)
+        event = {"key": key, "windowsVirtualKeyCode": _code(key), "modifiers": 8 if shift else 0}
+        self._call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=repeated, **event, **text)
+
+    def key_up(self, key: str) -> None:
+        """Let a key go."""
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=_code(key))
 
     def drag(self, start: tuple[float, float], end: tuple[float, float], shift: bool = False) -> None:
         """Press the mouse at a point of the page, move it to another in steps, and let it go."""
@@ -165,3 +181,7 @@ class Chromium:
             self.console.append(f"{content['entry']['text']} {content['entry'].get('url', '')}")
         elif event.get("method") == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning"):
             self.console.append(str(content["args"]))
+
+
+def _code(key: str) -> int:
+    return _CODES.get(key, ord(key.upper()) if len(key) == 1 else 0)
