@@ -207,7 +207,7 @@ def test_filters_choose_what_is_shown(review: Review) -> None:
     assert review.shown == missing[2]
     review.page.press("r")
     review.page.wait("!document.body.dataset.shown")
-    assert "Nothing undecided is left here; 9 of 12" in review.text("notice")
+    assert "under these filters. In all, 9 of 12 are left, 0 of them skipped." in review.text("notice")
     review.page.evaluate(choose.format("of-state", "done"))
     review.page.wait("document.body.dataset.shown")
     assert review.shown == missing[0]
