@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -296,7 +295,7 @@ def test_a_queue_of_other_labels_is_refused(queue: Path, data: Path) -> None:
         open_session(queue, queue.parent / "nowhere", out, "ada")
     read = read_queue(queue)
     write_queue(read._replace(suggestions=[read.suggestions[0]._replace(file_name="z.png")]), queue)
-    with pytest.raises(DataError, match=r"suggestion wrong-class is about image 10 of z.png, which the data set does"):
+    with pytest.raises(DataError, match=r"suggestion wrong-class is about z.png, which the data set does"):
         open_session(queue, None, out, "ada")
     write_queue(read._replace(suggestions=[read.suggestions[0]._replace(before=BOLT, file_name="c.jpg")]), queue)
     with pytest.raises(DataError, match=r"is about label 10 of c.jpg, which the data set does not have"):
@@ -359,32 +358,56 @@ def test_the_socket_is_of_this_machine_and_hides_what_it_is(served: ReviewServer
     assert not session.out.exists()
 
 
-def test_ctrl_c_ends_with_a_summary(queue: Path) -> None:
+class Command:
+    """The verb in a process of its own, as a person starts it."""
+
+    def __init__(self, queue: Path, who: str) -> None:
+        command = [sys.executable, "-W", "ignore", "-u", "-m", "detframe", "review", str(queue), "--no_browser"]
+        self.process = subprocess.Popen(
+            [*command, "--who", who], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.greeting = self.process.stdout.readline()
+        url = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/([\w-]{20,})/\n", self.process.stdout.readline())
+        assert url
+        self.port, self.token = int(url[1]), url[2]
+
+    def decide(self, *decisions: tuple[str, str]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        for identity, decision in decisions:
+            body = json.dumps({"id": identity, "decision": decision})
+            connection.request("POST", f"/{self.token}/decisions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert (answer.status, json.loads(answer.read())["id"]) == (200, identity)
+        connection.close()
+
+    def end(self, by: signal.Signals) -> tuple[int, str, str]:
+        """Exit code, output and errors."""
+        self.process.send_signal(by)
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+def test_ctrl_c_ends_with_a_summary(queue: Path, data: Path) -> None:
     fixes = queue.parent / "fixes.jsonl"
-    bob = open_session(queue, None, fixes, "bob")
-    decide(bob, "missing", "reject")
-    command = [sys.executable, "-W", "ignore", "-u", "-m", "detframe", "review", str(queue), "--no_browser"]
-    process = subprocess.Popen(
-        [*command, "--who", "ada"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == f"4 suggestions about train of {bob.queue.data}, 1 of them decided in {fixes}\n"
-    url = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/([\w-]{20,})/\n", process.stdout.readline())
-    assert url
-    connection = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=10)
-    for identity, decision in [("missing", "accept"), ("spurious", "accept"), ("bad-box", "skip")]:
-        body = json.dumps({"id": identity, "decision": decision})
-        connection.request("POST", f"/{url[2]}/decisions", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        assert (answer.status, json.loads(answer.read())["id"]) == (200, identity)
-    connection.close()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (0, "")
+    decide(open_session(queue, None, fixes, "bob"), "missing", "reject")
+    command = Command(queue, "ada")
+    assert command.greeting == f"4 suggestions about train of {data}, 1 of them decided in {fixes}\n"
+    command.decide(("missing", "accept"), ("spurious", "accept"), ("bad-box", "skip"))
+    code, out, err = command.end(signal.SIGINT)
+    assert (code, err) == (0, "")
     assert "ada, this time: 2 accept, 1 skip\nIn all: 2 of 4 decided, 2 left; 2 accept, 1 skip\n" in out
     assert "ada and bob disagree about 1 suggestion, where the last decision counts: " in out
     assert "missing (bob reject, ada accept)" in out
-    assert f"  detframe apply {fixes} --data {bob.queue.data} --out NEW\n" in out
+    assert f"  detframe apply {fixes} --data {data} --out NEW\n" in out
+
+
+def test_to_kill_it_loses_nothing(queue: Path) -> None:
+    command = Command(queue, "ada")
+    command.decide(("missing", "accept"), ("spurious", "reject"))
+    assert command.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    fixes = read_fixes([queue.parent / "fixes.jsonl"])
+    assert [(fix.id, fix.decision) for fix in fixes] == [("missing", "accept"), ("spurious", "reject")]
 
 
 def test_two_files_that_agree_merge(queue: Path, session: Session) -> None:

@@ -229,10 +229,10 @@ def places_of(queue: Queue, index: AnnotationIndex, source: Path) -> list[Place]
         position = positions.get(suggestion.file_name)
         row = None if position is None else _row(index, position, suggestion)
         if position is None or (row is None and suggestion.before is not None):
-            what = "image" if position is None else "label"
+            label = "" if position is None else f"label {suggestion.annotation_id} of "
             raise DataError(
-                f"{source}: suggestion {suggestion.id} is about {what} {suggestion.annotation_id or ''} of "
-                f"{suggestion.file_name}, which the data set does not have. Write it anew with `detframe label-errors`."
+                f"{source}: suggestion {suggestion.id} is about {label}{suggestion.file_name}, which the data set does "
+                "not have. Write it anew with `detframe label-errors`."
             )
         places.append(Place(position, row))
     return places

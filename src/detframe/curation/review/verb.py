@@ -36,8 +36,8 @@ def review(
 
     The page shows the object in its image, the label in question and the suggested one: A accepts, R rejects, E edits,
     M makes an ignore box of what is ambiguous, S leaves it for later, U takes the last decision back, ? shows all keys.
-    Each decision is in OUT before the next one is made, so that nothing is lost however the review ends; the next one
-    begins where it ended. The data set is not touched: `detframe apply` writes a mended copy.
+    Each decision is added to OUT as it is made, so that nothing is lost however the review ends; the next one begins
+    where it ended. The data set is not touched: `detframe apply` writes a mended copy.
 
     The page is served on 127.0.0.1 alone, at an address with a token that nobody else has. Nothing is sent elsewhere.
 
