@@ -42,6 +42,10 @@ VERBS = {
     "label-errors": Verb(
         "find labels that are likely wrong and say how to mend each", "detframe.analysis.label_errors:label_errors"
     ),
+    "review": Verb(
+        "decide about suggested fixes of labels on a local web page, one key each",
+        "detframe.curation.review.verb:review",
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 

@@ -45,7 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number % FLIPPED == 0:
             row["category_id"] = 10 - category
         elif number % MOVED == 0:
-            row["bbox"] = [box[0] + 0.3 * side, *box[1:]]
+            angle, width, height = rng.uniform(0, 2 * np.pi), *rng.uniform(0.7, 1.4, 2)
+            x, y = rng.uniform(0.2, 0.4) * side * np.array([np.cos(angle), np.sin(angle)])
+            row["bbox"] = [box[0] + x, box[1] + y, side * width, side * height]
         annotations.append(row)
     _write_labels(folder / "test.json", annotations)
     (folder / "results.json").write_text(json.dumps(results))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from detframe.data.images import BACKGROUND, ImageError, image_size, read_image
+from detframe.data.images import BACKGROUND, ImageError, image_size, read_image, web_media_type
 
 # From the EXIF standard, independently of Pillow's transpositions: how the picture as seen becomes the stored one.
 STORED_BY_ORIENTATION: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -305,3 +305,33 @@ def test_size_comes_from_the_header(tmp_path: Path) -> None:
     Image.new("RGB", (70, 50)).save(path)
     path.write_bytes(path.read_bytes()[:60])
     assert image_size(path) == (50, 70)
+
+
+def test_what_browsers_show_alike_needs_no_conversion(tmp_path: Path, colours: NDArray[np.uint8]) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    image, deep = Image.fromarray(colours), Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+    image.save(tmp_path / "rgb.jpg")
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.save(tmp_path / "rgb.png")
+    image.convert("1").save(tmp_path / "bit.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.save(tmp_path / "turned.png", exif=turned)
+    deep.save(tmp_path / "deep.png")
+    image.save(tmp_path / "rgb.tif")
+    found = {path.name: web_media_type(path) for path in tmp_path.iterdir()}
+    assert found == {
+        "rgb.jpg": "image/jpeg",
+        "turned.jpg": "image/jpeg",
+        "cmyk.jpg": "",
+        "rgb.png": "image/png",
+        "bit.png": "image/png",
+        "palette.png": "image/png",
+        "turned.png": "",
+        "deep.png": "",
+        "rgb.tif": "",
+    }
+    (tmp_path / "text.png").write_text("secret")
+    with pytest.raises(ImageError, match=r"text.png: not an image"):
+        web_media_type(tmp_path / "text.png")

@@ -48,8 +48,9 @@ def append_fix(fix: Fix, path: Path) -> None:
     )
     with path.open("ab+") as file:
         file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)  # half a line: a writer was killed in it
+        content = file.read()
+        if not content.endswith(b"\n"):  # half a line: a writer was killed in it
+            file.truncate(content.rfind(b"\n") + 1)
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())

@@ -100,6 +100,21 @@ def read_header(path: Path) -> ImageHeader:
         return ImageHeader(image.format or "", _orientation(image), tuple(tables.get(0, ())))
 
 
+def web_media_type(path: Path) -> str:
+    """Media type of a file that web browsers show as :func:`read_image` reads it, "" of one that has to be converted.
+
+    JPEG but in CMYK and PNG but for greys of 16 bits and stated orientations, which not every browser heeds there.
+
+    Raises:
+        ImageError: the file is missing, empty, too large or no image.
+    """
+    with _opened(path) as image:
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            return "image/jpeg"
+        plain = image.format == "PNG" and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+        return "image/png" if plain and _orientation(image) == 1 and not _has_late_orientation(path) else ""
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image and turn everything that goes wrong until it is closed into an :class:`ImageError`."""
