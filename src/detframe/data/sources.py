@@ -63,30 +63,38 @@ def find_split(data: Path, images: Mapping[int, str], usual: str) -> tuple[Path,
     """The split that holds all of some images.
 
     Args:
-        data: As :func:`read_splits` takes it; of a configuration the whole of its root is looked at first.
+        data: As :func:`read_splits` takes it.
         images: File names by id.
         usual: Name of the split to look at first.
 
     Returns:
-        The data set, the name of its split, and that.
+        The data set, the name of its split, and that. Of a configuration, the data set is its root where that has the
+        same split: all of it belongs together.
 
     Raises:
         DataError: No split holds them, or its annotations have errors other than of images.
     """
-    block = _load_yaml(data).get("data") if data.suffix.lower() in (".yaml", ".yml") else None
-    root = Path(block.get("init_args", block).get("root") or ".") if isinstance(block, dict) else data
-    for place in dict.fromkeys((root, data)):
-        try:
-            readings = read_splits(place)
-        except DataError:
-            if place == data:
-                raise
-            continue  # such as a root with files of several data sets, of which the configuration names some
-        for name in sorted(readings, key=lambda name: name != usual):
-            index = readings[name].index
-            if images.items() <= dict(zip(index.image_ids.tolist(), index.file_names, strict=True)).items():
-                return place, name, require_sound(labels_alone(readings[name]))
+    readings = read_splits(data)
+    for name in sorted(readings, key=lambda name: name != usual):
+        index = readings[name].index
+        if images.items() <= dict(zip(index.image_ids.tolist(), index.file_names, strict=True)).items():
+            place, split = _in_root(data, index) or (data, name)
+            return place, split, require_sound(labels_alone(readings[name]))
     raise DataError(f"{data}: no split of it holds the {len(images)} images in question. Give their data set.")
+
+
+def _in_root(data: Path, index: AnnotationIndex) -> tuple[Path, str] | None:
+    """The root of a configuration and the split of it that is the same, or None."""
+    block = _load_yaml(data).get("data") if data.suffix.lower() in (".yaml", ".yml") else None
+    if not isinstance(block, dict):
+        return None
+    root = Path(block.get("init_args", block).get("root") or ".")
+    try:
+        readings = read_splits(root)
+    except DataError:  # such as a root with files of several data sets, of which the configuration names some
+        return None
+    same = index.annotations_hash()
+    return next(((root, name) for name, other in readings.items() if other.index.annotations_hash() == same), None)
 
 
 def _readers(data: Path) -> dict[str, Callable[[], Reading]]:

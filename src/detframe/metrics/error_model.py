@@ -75,10 +75,13 @@ def fit_error_model(examples: Examples, classes: int, seed: int) -> ErrorModel:
 def predict_errors(model: ErrorModel, figures: Tensor, folds: Tensor) -> Tensor:
     """Probability of each class by the networks that have not seen the row's fold, ``[n, K]``."""
     inputs = _normalised(figures, model.mean, model.spread)
-    count = len(model.layers[0][0])
-    chances = _forward(inputs.expand(count, -1, -1), model.layers).softmax(dim=2)
-    of_fold = chances.view(FOLDS, MEMBERS, len(figures), -1).mean(dim=1)
-    return of_fold[folds, torch.arange(len(folds))]
+    result = inputs.new_zeros(len(figures), model.layers[-1][1].shape[2])
+    for fold in range(FOLDS):
+        rows = (folds == fold).nonzero().flatten()
+        own = slice(fold * MEMBERS, (fold + 1) * MEMBERS)
+        layers = [(weight[own], bias[own]) for weight, bias in model.layers]
+        result[rows] = _forward(inputs[rows].expand(MEMBERS, -1, -1), layers).softmax(dim=2).mean(dim=0)
+    return result
 
 
 def _normalised(figures: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -227,11 +227,11 @@ def _largest(values: Tensor, dim: int) -> Tensor:
 
 def _overlaps(first: Tensor, second: Tensor) -> Tensor:
     """IoU of the boxes of each image, ``[B, n, m]``."""
-    corner = torch.maximum(first[:, :, None, :2], second[:, None, :, :2])
-    end = torch.minimum(first[:, :, None, 2:], second[:, None, :, 2:])
-    inner = (end - corner).clamp(min=0).prod(dim=-1)
+    mine, theirs = (boxes.movedim(-1, 0).contiguous() for boxes in (first, second))  # [4, B, n]; by side it is quicker
+    starts = torch.maximum(mine[:2, ..., None], theirs[:2, :, None])
+    inner = torch.minimum(mine[2:, ..., None], theirs[2:, :, None]).sub_(starts).clamp_(min=0).prod(dim=0)
     area, other = ((boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1) for boxes in (first, second))
-    return inner / (area[:, :, None] + other[:, None] - inner).clamp(min=1e-6)
+    return inner / (area[:, :, None] + other[:, None] - inner).clamp_(min=1e-6)
 
 
 def _rows(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:

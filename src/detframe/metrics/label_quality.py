@@ -3,8 +3,9 @@
 A detector that has not learned from the labels says where it sees objects. What its detections look like beside a
 wrong label, no rule knows: it depends on the detector and the data. So errors are put into the labels at random, a
 small network learns to tell them by :mod:`detframe.metrics.label_evidence`, and then looks at the labels as they are.
-Some of those are wrong from the beginning, and stand among the examples of right ones; how many follows from how sure
-the network is of the errors that were put in (Elkan and Noto, KDD 2008).
+Some of those are wrong from the beginning and stand among the examples of right ones. How many follows from how sure
+the network is of the errors that were put in (Elkan and Noto, KDD 2008); what looks wrong by that is no example of a
+right label any more when the network learns a second time.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ SHARES = {
 }
 """Of the labels, put in to learn from."""
 
+_PUT_IN = torch.tensor([SHARES.get(kind, 0.0) for kind in LabelError])
+
 _ROUNDS, _ENOUGH = 8, 40_000  # times that errors are put in, as one time shows few of each kind; labels seen by then
 _FEWEST = 8  # examples of each kind to learn from
-_LEAST_SHARE = 0.01  # of labels that are wrong in each way before anything is known
+_LEAST_SHARE = 0.01  # of labels that are wrong in each way, before anything is known
+_DOUBTFUL = 0.5  # probability of an error from which a label is no example of a right one
+_SMALL = 1e-4
 
 
 class LabelModel(NamedTuple):
@@ -43,7 +48,7 @@ class LabelModel(NamedTuple):
 
     of_labels: ErrorModel  # classes of LabelError
     of_detections: ErrorModel  # 1: an object whose label was left out
-    sureness: Tensor  # [K] float32, 0..1, by LabelError: mean probability of those put in; 0 where nothing was learned
+    shares: Tensor  # [K] float32, of all labels, by LabelError: that are wrong, beside those put in
     folds: Tensor  # [I] int64, 0..FOLDS-1, of the images
 
 
@@ -53,6 +58,15 @@ class LabelQuality(NamedTuple):
     labels: Tensor  # [G, K] float32, of each LabelError; rows sum to 1
     missing: Tensor  # [D] float32, that the detection is an object without a label; 0 where it has one
     evidence: Evidence
+
+
+class _Lessons(NamedTuple):
+    """Examples, and which label or detection each is of."""
+
+    labels: Examples
+    label_rows: Tensor  # [n] int64, -1 for a label that was added
+    detections: Examples
+    detection_rows: Tensor  # [m] int64
 
 
 def learn_label_errors(
@@ -72,37 +86,28 @@ def learn_label_errors(
     """
     rng = np.random.default_rng(seed)
     folds = torch.from_numpy(rng.permutation(np.arange(len(sizes)) % FOLDS))
-    extents = torch.from_numpy(sizes).float()
-    of_labels, of_detections = [], []
-    rounds = min(_ROUNDS, 1 + _ENOUGH // max(len(truths.labels), 1))
-    for _ in range(rounds):
-        noisy = with_errors(truths, sizes, classes, SHARES, rng)
-        evidence = gather_evidence(detections, noisy.truths, extents, classes)
-        asked = ~noisy.truths.ignore
-        of_labels.append(Examples(evidence.labels[asked], noisy.errors[asked], folds[noisy.truths.images[asked]]))
-        asked = candidate_rows(detections, evidence)
-        targets = left_out(detections, truths, noisy)[asked].long()
-        of_detections.append(Examples(evidence.detections[asked], targets, folds[detections.images[asked]]))
-    rows, candidates = (
-        Examples(*(torch.cat(parts) for parts in zip(*e, strict=True))) for e in (of_labels, of_detections)
-    )
-    counts = rows.targets.bincount(minlength=len(LabelError))
-    counts[LabelError.MISSING] = int(candidates.targets.sum())
-    if counts[LabelError.NONE] < _FEWEST or counts[LabelError.MISSING] < _FEWEST or len(sizes) < FOLDS:
-        raise ValueError(
-            f"{len(truths.labels)} labels in {len(sizes)} images, and detections of {int(counts[LabelError.MISSING])} "
-            f"objects whose label was left out {rounds} times, are too few to learn from what wrong labels look like."
-        )
-    labels = fit_error_model(rows, len(LabelError), seed)
-    missing = fit_error_model(candidates, 2, seed)
-    sureness = torch.zeros(len(LabelError))
-    chances = predict_errors(labels, rows.figures, rows.folds)
-    for kind in SHARES:
-        if kind != LabelError.MISSING and counts[kind] >= _FEWEST:
-            sureness[kind] = chances[rows.targets == kind, kind].mean()
-    chances = predict_errors(missing, candidates.figures, candidates.folds)
-    sureness[LabelError.MISSING] = chances[candidates.targets == 1, 1].mean()
-    return LabelModel(labels, missing, sureness, folds)
+    lessons = _lessons(detections, truths, sizes, classes, folds, rng)
+    first = _fit(lessons.labels, lessons.detections, folds, seed)
+    chances = predict_errors(first.of_labels, lessons.labels.figures, lessons.labels.folds)
+    of_found = predict_errors(first.of_detections, lessons.detections.figures, lessons.detections.folds)[:, 1]
+    sureness = torch.stack([_mean(chances[lessons.labels.targets == kind, kind]) for kind in LabelError])
+    sureness[LabelError.MISSING] = _mean(of_found[lessons.detections.targets == 1])
+
+    evidence = gather_evidence(detections, truths, torch.from_numpy(sizes).float(), classes)
+    chances = predict_errors(first.of_labels, evidence.labels, folds[truths.images])
+    asked = candidate_rows(detections, evidence)
+    of_found = predict_errors(first.of_detections, evidence.detections[asked], folds[detections.images[asked]])[:, 1]
+    labels = _probabilities(real_odds(chances, sureness, _PUT_IN), truths.ignore)
+    odds = real_odds(of_found, sureness[LabelError.MISSING], _PUT_IN[LabelError.MISSING])
+    missing = torch.zeros(len(detections.labels)).masked_scatter_(asked, odds / (1 + odds))
+
+    shares = labels.mean(dim=0)
+    shares[LabelError.MISSING] = missing.sum() / len(truths.labels)
+    wrong = torch.nn.functional.pad(labels[:, LabelError.NONE] < 1 - _DOUBTFUL, (0, 1))  # the last is asked for by -1
+    known = (lessons.labels.targets != LabelError.NONE) | ~wrong[lessons.label_rows]
+    sure = (lessons.detections.targets == 1) | (missing[lessons.detection_rows] <= _DOUBTFUL)
+    second = _fit(_some(lessons.labels, known), _some(lessons.detections, sure), folds, seed)
+    return second._replace(shares=shares.clamp(min=_LEAST_SHARE))
 
 
 def judge_labels(
@@ -119,22 +124,17 @@ def judge_labels(
     """
     evidence = gather_evidence(detections, truths, torch.from_numpy(sizes).float(), classes)
     chances = predict_errors(model.of_labels, evidence.labels, model.folds[truths.images])
-    shares = torch.tensor([SHARES.get(kind, 0.0) for kind in LabelError])
-    odds = real_odds(chances, model.sureness, shares)
-    odds[:, [LabelError.NONE, LabelError.MISSING]] = 0
-    odds[truths.ignore] = 0
-    odds[:, LabelError.NONE] = 1
-    missing = torch.zeros(len(detections.labels))
+    ratio = model.shares / _PUT_IN.clamp(min=_SMALL)  # as many as are there, in the place of as many as were put in
+    labels = _probabilities(ratio * chances / chances[:, :1].clamp(min=_SMALL), truths.ignore)
     asked = candidate_rows(detections, evidence)
-    chances = predict_errors(model.of_detections, evidence.detections[asked], model.folds[detections.images[asked]])
-    share, sureness = shares[LabelError.MISSING], model.sureness[LabelError.MISSING]
-    of_missing = real_odds(chances[:, 1], sureness, share)
-    missing[asked] = of_missing / (1 + of_missing)
-    return LabelQuality(odds / odds.sum(dim=1, keepdim=True), missing, evidence)
+    found = predict_errors(model.of_detections, evidence.detections[asked], model.folds[detections.images[asked]])
+    odds = ratio[LabelError.MISSING] * found[:, 1] / found[:, 0].clamp(min=_SMALL)
+    missing = torch.zeros(len(detections.labels)).masked_scatter_(asked, odds / (1 + odds))
+    return LabelQuality(labels, missing, evidence)
 
 
 def real_odds(chances: Tensor, sureness: Tensor, shares: Tensor) -> Tensor:
-    """Odds of an error that was there, from the probability of one that was put in.
+    """Odds of an error that was there, from the probability of one that was put in, where both stand among the right.
 
     Of ``a`` labels with an error put in and ``r`` that had one, which look the same, the network can be no surer than
     ``c = a / (a + r)``, which it is on average of those put in: that tells ``r``. With ``f`` and ``g`` how often wrong
@@ -161,3 +161,60 @@ def left_out(detections: DetectionRows, truths: TruthRows, noisy: NoisyLabels) -
     """Detections of an object whose label was left out, ``[D]`` bool."""
     rows = TruthRows(*(column[noisy.missing] for column in truths))
     return match_rows_of_any_class(detections, rows, NEAR).truth >= 0
+
+
+def _lessons(
+    detections: DetectionRows,
+    truths: TruthRows,
+    sizes: NDArray[np.int64],
+    classes: int,
+    folds: Tensor,
+    rng: np.random.Generator,
+) -> _Lessons:
+    """What labels and detections look like after errors were put in several times."""
+    extents = torch.from_numpy(sizes).float()
+    of_labels, label_rows, of_detections, detection_rows = [], [], [], []
+    rounds = min(_ROUNDS, 1 + _ENOUGH // max(len(truths.labels), 1))
+    for _ in range(rounds):
+        noisy = with_errors(truths, sizes, classes, SHARES, rng)
+        evidence = gather_evidence(detections, noisy.truths, extents, classes)
+        live = ~noisy.truths.ignore
+        of_labels.append(Examples(evidence.labels[live], noisy.errors[live], folds[noisy.truths.images[live]]))
+        label_rows.append(noisy.origins[live])
+        asked = candidate_rows(detections, evidence)
+        targets = left_out(detections, truths, noisy)[asked].long()
+        of_detections.append(Examples(evidence.detections[asked], targets, folds[detections.images[asked]]))
+        detection_rows.append(asked.nonzero().flatten())
+    labels, found = (
+        Examples(*(torch.cat(parts) for parts in zip(*examples, strict=True)))
+        for examples in (of_labels, of_detections)
+    )
+    right, missing = int((labels.targets == LabelError.NONE).sum()), int(found.targets.sum())
+    if min(right, missing) < _FEWEST or len(sizes) < FOLDS:
+        raise ValueError(
+            f"{len(truths.labels)} labels in {len(sizes)} images, and detections of {missing} objects whose label was "
+            f"left out {rounds} times, are too few to learn from what wrong labels look like."
+        )
+    return _Lessons(labels, torch.cat(label_rows), found, torch.cat(detection_rows))
+
+
+def _fit(labels: Examples, detections: Examples, folds: Tensor, seed: int) -> LabelModel:
+    of_labels = fit_error_model(labels, len(LabelError), seed)
+    return LabelModel(of_labels, fit_error_model(detections, 2, seed), torch.zeros(len(LabelError)), folds)
+
+
+def _some(examples: Examples, wanted: Tensor) -> Examples:
+    return Examples(*(column[wanted] for column in examples))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 of too few to believe it."""
+    return values.mean() if len(values) >= _FEWEST else values.new_zeros(())
+
+
+def _probabilities(odds: Tensor, ignore: Tensor) -> Tensor:
+    """Of each LabelError, ``[G, K]``, from the odds to none; a label that is there is not missing."""
+    odds[:, LabelError.MISSING] = 0
+    odds[ignore] = 0
+    odds[:, LabelError.NONE] = 1
+    return odds / odds.sum(dim=1, keepdim=True)
