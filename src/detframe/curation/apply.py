@@ -307,9 +307,9 @@ def _prove(
             wanted = edited_labels(labels_of_image(old, image), edits.get(split, {}).get(image, []))
             got = labels_of_image(new, place) if place >= 0 else []
             inside = place >= 0 and (Path(name).is_absolute() or new.path(place).is_relative_to(folder))
-            if not inside or len(got) != len(wanted) or not all(map(same_label, _sorted(got), _sorted(wanted))):
+            if not inside or not same_labels(got, wanted):
                 raise DataError(
-                    f"{name} in {split}: reads back otherwise than written, so nothing is kept. Report this."
+                    f"{name} in {split}: reads back otherwise than it should; nothing is kept. Report this."
                 )
 
 
