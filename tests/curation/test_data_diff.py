@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.curation.conftest import FORMATS, Make, labels, write_coco_set
+from tests.curation.conftest import FORMATS, Make, labels, save_fixes, write_coco_set
 
 from detframe.cli import main
 from detframe.curation.differences import ChangedLabel, changed_labels
@@ -165,7 +165,7 @@ def test_changes_are_found_as_they_were_made(boxes: list[tuple[int, str]], wante
 
 
 def test_what_apply_did_is_what_differs(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.curation.test_apply import five, run, save_fixes
+    from tests.curation.test_apply import five, run
 
     data = make("voc")
     assert run(save_fixes(tmp_path / "f.jsonl", *five(data)), "--data", data, "--out", tmp_path / "v2") == 0

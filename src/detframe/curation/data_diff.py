@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from detframe.curation.diff_page import write_diff_page
-from detframe.curation.differences import LABEL_CHANGES, ChangedLabel, Pair, Version, compare, name_of
-from detframe.curation.labels import labels_of_image, shown
+from detframe.curation.differences import LABEL_CHANGES, ChangedLabel, Pair, Version, compare, in_words, name_of
+from detframe.curation.labels import labels_of_image
 from detframe.curation.lineage import split_hashes
 from detframe.data.annotations import DataError, require_sound
 from detframe.data.label_queue import json_of_label
@@ -198,12 +198,5 @@ def _lines(pair: Pair, first: Version) -> list[str]:
     if len(pair.labels) > _NAMED:
         found += [f"{number} {_VERBS[change]}" for change, number in changes.items()]
     else:
-        found += [_line(label) for label in pair.labels]
+        found += [in_words(label) for label in pair.labels]
     return [line for line in found if line]
-
-
-def _line(label: ChangedLabel) -> str:
-    before, after = (None if one is None else shown(one) for one in (label.before, label.after))
-    if before is None:
-        return f"added {after}"
-    return f"removed {before}" if after is None else f"{before} -> {after}"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from detframe.curation.differences import ChangedLabel, Pair, Place, Version, name_of
+from detframe.curation.differences import ChangedLabel, Pair, Place, Version, in_words, name_of
 from detframe.curation.labels import labels_of_image
 from detframe.data.images import ImageError, read_image
 from detframe.data.label_queue import Label
@@ -24,8 +24,10 @@ from detframe.drawing import Colour, Mark, draw_marks
 _ADDED, _REMOVED, _CHANGED, _SAME = (0, 158, 115), (213, 94, 0), (86, 180, 233), (255, 255, 255)
 """Okabe and Ito's green, vermilion and blue, and white."""
 
-_MARGIN = 0.25  # of the changed region's sides, around it
-_LEAST_SIDE = 160  # pixels of the image that are shown at least
+_MARGIN = 0.5  # of the changed region's sides, around it
+_LEAST_SIDE = 200  # pixels of the image that are shown at least
+_WIDEST = 640  # pixels of a picture in the page
+_NAMED = 6  # labels of an image
 _SIDE = 480  # pixels that a picture is enlarged to, or made smaller to
 
 _TEMPLATE = """<!doctype html>
@@ -146,9 +148,11 @@ def _entry(pair: Pair, first: Version, second: Version) -> _Entry:
         whole = (0, 0, images[0].shape[2], images[0].shape[1])
         picture = _drawn(images[0], labels[0], [(label, colour) for label in labels[0]], whole)
         return _Entry(title, f"The image was {pair.changes[0]}.", [_encoded(picture, pair.changes[0])])
-    note = f"The image was {' and '.join(pair.changes)}." if pair.changes else ""
+    note = f"The image was {' and '.join(pair.changes)}. " if pair.changes else ""
     if not pair.labels:
-        return _Entry(title, f"{note} Its labels are the same.", [])
+        return _Entry(title, f"{note}Its labels are the same.", [])
+    note += "; ".join(in_words(label) for label in pair.labels[:_NAMED])
+    note += f"; and {len(pair.labels) - _NAMED} more" if len(pair.labels) > _NAMED else ""
     before, after = before_and_after(images[0], labels[0], labels[1], pair.labels)
     if "replaced" in pair.changes:
         after = before_and_after(images[1], labels[0], labels[1], pair.labels)[1]
@@ -198,10 +202,11 @@ def _drawn(
         if label not in different and bool((box[2:] > 0).all() and (box[:2] < limits).all()):
             dashed.append(Mark(box, "", _SAME))
             ignored.append(label.ignore)
-    return draw_marks(crop, solid, dashed, torch.tensor(ignored, dtype=torch.bool), _SIDE // 2)
+    return draw_marks(crop, solid, dashed, torch.tensor(ignored, dtype=torch.bool), _SIDE)
 
 
 def _encoded(picture: Image.Image, caption: str) -> _Picture:
+    picture.thumbnail((_WIDEST, _WIDEST))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return _Picture(base64.b64encode(buffer.getvalue()).decode(), caption)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from detframe.curation.labels import best_pairs, labels_of_image, same_box, same_label
+from detframe.curation.labels import best_pairs, labels_of_image, same_box, same_label, shown
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.label_queue import Label
 
@@ -156,6 +156,13 @@ def _image_changes(
 def name_of(place: Place, version: Version) -> str:
     """File name of an image."""
     return version.splits[place.split].file_names[place.image]
+
+
+def in_words(label: ChangedLabel) -> str:
+    """A changed label as ``nut [1, 2, 3, 4] -> bolt [1, 2, 3, 4]``."""
+    if label.before is None:
+        return f"added {shown(label.after)}" if label.after is not None else ""
+    return f"removed {shown(label.before)}" if label.after is None else f"{shown(label.before)} -> {shown(label.after)}"
 
 
 def _label_change(before: Label, after: Label) -> LabelChange:

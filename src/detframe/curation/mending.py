@@ -127,6 +127,23 @@ def mend(
     return edits, outcomes
 
 
+def merged(before: Label, one: Label | None, other: Label | None) -> Label | None:
+    """The label with what either of two changes it to; None where both change the same of it."""
+    if one is None or other is None:
+        return None
+    box_kept, box_wanted = same_box(before, one), same_box(before, other)
+    class_kept, class_wanted = before.class_name == one.class_name, before.class_name == other.class_name
+    if not (box_kept or box_wanted or same_box(one, other)):
+        return None
+    if not (class_kept or class_wanted or one.class_name == other.class_name):
+        return None
+    return Label(
+        other.box if box_kept else one.box,
+        other.class_name if class_kept else one.class_name,
+        other.ignore if before.ignore == one.ignore else one.ignore,
+    )
+
+
 def _said(fix: Fix) -> str:
     return f"{fix.decision} ({'no label' if fix.after is None else shown(fix.after)})"
 
@@ -165,10 +182,10 @@ def _follow(slots: list[_Slot], fix: Fix, earlier: frozenset[str]) -> Outcome:
     if mended is not None:
         if same_label(mended.current, fix.after):
             return Outcome(fix, "applied")
-        merged = _merged(fix.before, mended.current, fix.after)
-        if merged is None:
+        both = merged(fix.before, mended.current, fix.after)
+        if both is None:
             return Outcome(fix, "left" if alone else "refused", "another decision changes this label in another way")
-        mended.current = merged
+        mended.current = both
         return Outcome(fix, "applied")
     return _missing(slots, fix, earlier)
 
@@ -179,23 +196,6 @@ def _add(slots: list[_Slot], fix: Fix, earlier: frozenset[str]) -> Outcome:
         return Outcome(fix, "already")
     slots.append(_Slot(-1, None, fix.after, touched=True))
     return Outcome(fix, "applied")
-
-
-def _merged(before: Label, one: Label | None, other: Label | None) -> Label | None:
-    """The label with what either of two changes it to; None where both change the same of it."""
-    if one is None or other is None:
-        return None
-    box_kept, box_wanted = same_box(before, one), same_box(before, other)
-    class_kept, class_wanted = before.class_name == one.class_name, before.class_name == other.class_name
-    if not (box_kept or box_wanted or same_box(one, other)):
-        return None
-    if not (class_kept or class_wanted or one.class_name == other.class_name):
-        return None
-    return Label(
-        other.box if box_kept else one.box,
-        other.class_name if class_kept else one.class_name,
-        other.ignore if before.ignore == one.ignore else one.ignore,
-    )
 
 
 def _missing(slots: list[_Slot], fix: Fix, earlier: frozenset[str]) -> Outcome:
