@@ -1,8 +1,8 @@
 """CVAT: the XML format "CVAT for images 1.1", its native one, and the labels that a task is made with.
 
 Not COCO, in which CVAT makes tracks of boxes that share a ``track_id`` and moves them (cvat #10885), merges boxes that
-share an id, and turns crowds into masks. CVAT writes coordinates with two decimals, so what comes back within 0.01 px is
-the box that was sent.
+share an id, and turns crowds into masks. CVAT writes coordinates with two decimals, so what comes back within 0.01 px
+is the box that was sent.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from detframe.data.label_queue import Label, Suggestion, read_queue
 from detframe.data.sources import read_split
 
 _NEXT = {
-    "cvat": "In CVAT: make a task with the images in {images}, paste {folder}/labels.json as its raw labels, and upload "
+    "cvat": "In CVAT: make a task of the images in {images}, with {folder}/labels.json as its raw labels, and upload "
     '{folder}/annotations.xml as "CVAT 1.1"',
     "label-studio": "In Label Studio: paste {folder}/labels.xml as the labelling interface and import "
     "{folder}/tasks.json; it looks for the images at {url}",
@@ -116,12 +116,9 @@ def _sent(queue_file: Path, tool: Tool, data: Path | None, most: int) -> tuple[S
         position = positions[name]
         labels = labels_of_image(index, position)
         ids = index.annotation_ids[index.rows(position)].tolist()
-        drawable = [label.box[2] > label.box[0] and label.box[3] > label.box[1] for label in labels]
-        undrawn += drawable.count(False)
         boxes = _boxes(labels, ids, about[name], numbers)
-        shown = tuple(
-            box for box in boxes if box.drawn.box[2] > box.drawn.box[0] and box.drawn.box[3] > box.drawn.box[1]
-        )
+        shown = tuple(box for box in boxes if _has_area(box.drawn))
+        undrawn += len(boxes) - len(shown)
         height, width = size_of(index, position)
         image_id = int(index.image_ids[position])
         images.append(SentImage(tool_name(order, name), name, image_id, digest.hex(), width, height, shown))
@@ -152,11 +149,17 @@ def _boxes(
         of_label.setdefault(place, []).append(suggestion)
     boxes = []
     for place, label in enumerate(labels):
+        found = of_label.get(place, [])
         drawn = label
-        for suggestion in of_label.get(place, []):
+        for suggestion in found if found and found[0].after is not None else ():
             drawn = merged(label, drawn, suggestion.after) or drawn
-        boxes.append(SentBox(int(ids[place]), label, drawn, tuple(of_label.get(place, []))))
+        boxes.append(SentBox(int(ids[place]), label, drawn, tuple(found)))
     return boxes + added
+
+
+def _has_area(label: Label) -> bool:
+    x1, y1, x2, y2 = label.box
+    return x2 > x1 and y2 > y1
 
 
 def _write(sent: Sent, index: AnnotationIndex, out: Path, url: str) -> None:

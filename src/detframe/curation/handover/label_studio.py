@@ -73,9 +73,7 @@ def read_label_studio(tasks: list[Any], sent: Sent) -> list[ReturnedImage]:
     found = []
     for task in tasks:
         if not isinstance(task, dict) or not isinstance(task.get("annotations"), list):
-            raise DataError(
-                "The tasks have no list `annotations`. Export them as JSON, not as JSON-MIN or another kind."
-            )
+            raise DataError("Its tasks have no list `annotations`. Export them as JSON, not as JSON-MIN.")
         data = task.get("data") or {}
         name = str(data.get(_FIELD) or data.get("image") or "")
         image = sent_image(sent, name, None)

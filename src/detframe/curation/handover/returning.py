@@ -24,7 +24,7 @@ def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: st
     """What came back of an image, as decisions.
 
     A box that was changed is a decision, and so is an answer. A box that is as it was drawn says that it is right where
-    a person has finished the image, and nothing otherwise. What was changed without a suggestion becomes a decision too.
+    a person has finished the image, and nothing otherwise. Changes that nobody suggested become decisions too.
 
     Args:
         returned: The image.
@@ -77,9 +77,8 @@ def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: st
             if settled == "undecided":
                 undecided += 1
                 continue
-            wanted = suggestion.after if settled == "accept" else after
-            decision = "ambiguous" if settled == "ambiguous" else _decision(suggestion, wanted)
-            fixes.append(fix(suggestion, decision, suggestion.before, wanted, key))
+            decision = "ambiguous" if settled == "ambiguous" else _decision(suggestion, after)
+            fixes.append(fix(suggestion, decision, suggestion.before, after, key))
     known = {place for place in of_sent if place is not None}
     fixes += [unasked(None, back.label, None) for place, back in enumerate(returned.boxes) if place not in known]
     return Returned(fixes, undecided)
@@ -123,21 +122,18 @@ def _snapped(back: ReturnedBox, box: SentBox) -> Label:
 
 
 def _settled(box: SentBox, now: Label | None, answer: Answer, seen: bool) -> tuple[Answer, Label | None]:
-    """What was decided about a box, and the label that it is to be where the suggestions are not just accepted.
-
-    ``reject`` stands for a label of the person's own here, which the one as labelled may be.
-    """
+    """What was decided about a box, and the label that it is to be."""
     if now is None:
-        return "reject", None
+        return "accept", None
     if answer == "ambiguous":
         return "ambiguous", now._replace(ignore=True)
     if answer == "reject":
         return "reject", box.labelled
     if not same_label(now, box.drawn):
-        return "reject", now
-    if answer == "accept":
         return "accept", now
-    return ("reject", now) if seen else ("undecided", None)
+    if answer == "accept":  # what may have to go is drawn as it is labelled
+        return "accept", None if box.suggestions[0].after is None else now
+    return ("accept", now) if seen else ("undecided", None)
 
 
 def _decision(suggestion: Suggestion, after: Label | None) -> Decision:
