@@ -413,3 +413,90 @@ def test_images_are_linked_symbolically_or_copied_where_they_must(
     assert run(fixes, "--data", data, "--out", tmp_path / "v4") == 0
     assert "copied" in capsys.readouterr().out
     assert labels(tmp_path / "v4") == labels(tmp_path / "v3") == labels(tmp_path / "v2")
+
+
+LAYOUTS = {
+    "one file": ("train.json", "images/train", "train.json"),
+    "coco's own": ("annotations/instances_train.json", "images/train", "."),
+    "named by its annotations": ("annotations/train.json", "images/train", "annotations"),
+    "roboflow": ("train/_annotations.coco.json", "train", "."),
+    "beside": ("train.json", ".", "."),
+    "configured": ("labels/train.json", "pictures", "config.yaml"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_coco_files_and_images_may_lie_in_many_ways(layout: str, make: Make, tmp_path: Path) -> None:
+    source, data, new = make("coco"), tmp_path / "data", tmp_path / "new"
+    annotations, images, named = LAYOUTS[layout]
+    (data / annotations).parent.mkdir(parents=True)
+    (source / "images/train").rename(data / "pictures")
+    (source / "train.json").rename(data / annotations)
+    config = {"root": str(data), "train": annotations, "images": str(data / "pictures")}
+    if named.endswith(".yaml"):
+        (data / named).write_text(json.dumps({"data": config}))
+    elif images != ".":
+        (data / images).parent.mkdir(parents=True, exist_ok=True)
+        for path in [*(data / "pictures").iterdir()]:
+            (data / images).mkdir(exist_ok=True)
+            path.rename(data / images / path.name)
+    else:
+        for path in [*(data / "pictures").iterdir()]:
+            path.rename(data / path.name)
+    old = labels(data / named)
+    fixes = save_fixes(tmp_path / "f.jsonl", fix_of(data / named, A, old[A][0], None, kind="spurious"))
+    assert run(fixes, "--data", data / named, "--out", new) == 0
+    assert labels(new) == {**old, A: old[A][1:]}
+    index = indices(new)["train"]
+    assert all(index.path(i).is_file() and index.path(i).is_relative_to(new) for i in range(len(index)))
+
+
+def test_names_that_leave_the_folder_are_refused(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make("coco")
+    (data / "images/train/a.png").rename(tmp_path / "a.png")
+    text = (data / "train.json").read_text()
+    (data / "train.json").write_text(text.replace('"a.png"', '"../../../a.png"'))
+    nut = labels(data)["../../../a.png"][0]
+    fixes = save_fixes(tmp_path / "f.jsonl", fix_of(data, "../../../a.png", nut, None, kind="spurious"))
+    assert run(fixes, "--data", data, "--out", tmp_path / "new") == 2
+    assert "Bring all of it into one folder with `detframe convert`" in capsys.readouterr().err
+    assert not list(tmp_path.glob("new*"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "images"), [("../train/images", "train/images"), ("lists/train.txt", "images"), ("train.txt", "images/b")]
+)
+def test_yolo_images_may_be_named_in_many_ways(entry: str, images: str, tmp_path: Path) -> None:
+    data, new = tmp_path / "data", tmp_path / "new"
+    labels_at = images.replace("images", "labels")
+    (data / images).mkdir(parents=True)
+    (data / labels_at).mkdir(parents=True)
+    Image.new("RGB", (100, 50)).save(data / images / "x.png")
+    (data / labels_at / "x.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    if entry.endswith(".txt"):
+        (data / entry).parent.mkdir(exist_ok=True)
+        (data / entry).write_text(f"{os.path.relpath(data / images / 'x.png', (data / entry).parent)}\n")
+    (data / "data.yaml").write_text(f"path: {data}\ntrain: {entry}\nnames: [cat, dog]\n")
+    (name, (cat,)), *_ = labels(data).items()
+    fixes = save_fixes(tmp_path / "f.jsonl", fix_of(data, name, cat, cat._replace(class_name="dog")))
+    assert run(fixes, "--data", data / "data.yaml", "--out", new) == 0
+    assert labels(new) == {name: [cat._replace(class_name="dog")]}
+    assert (new / labels_at / "x.txt").read_text() == "1 0.5 0.5 0.2 0.2\n"
+    assert (data / labels_at / "x.txt").read_text() == "0 0.5 0.5 0.2 0.2\n"
+
+
+@pytest.mark.parametrize("by_list", [False, True])
+def test_yolo_of_absolute_paths_is_refused(by_list: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, new = tmp_path / "data", tmp_path / "new"
+    (data / "images").mkdir(parents=True)
+    Image.new("RGB", (100, 50)).save(data / "images/x.png")
+    (data / "train.txt").write_text(f"{data / 'images/x.png'}\n")
+    entry = "train.txt" if by_list else str(data / "images")
+    (data / "data.yaml").write_text(f"train: {entry}\nnames: [cat]\n")
+    (name,) = labels(data)
+    fix = fix_of(data, name, None, Label((1.0, 1.0, 9.0, 9.0), "cat"), kind="missing")
+    assert run(save_fixes(tmp_path / "f.jsonl", fix), "--data", data, "--out", new) == 2
+    assert "Bring all of it into one folder with `detframe convert`" in capsys.readouterr().err
+    assert not list(tmp_path.glob("new*"))

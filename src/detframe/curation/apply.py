@@ -306,11 +306,13 @@ def _prove(
             place = places.get(name, -1)
             wanted = edited_labels(labels_of_image(old, image), edits.get(split, {}).get(image, []))
             got = labels_of_image(new, place) if place >= 0 else []
-            inside = place >= 0 and (Path(name).is_absolute() or new.path(place).is_relative_to(folder))
-            if not inside or not same_labels(got, wanted):
+            if place >= 0 and not (Path(name).is_absolute() or new.path(place).is_relative_to(folder)):
                 raise DataError(
-                    f"{name} in {split}: reads back otherwise than it should; nothing is kept. Report this."
+                    f"{name} in {split}: is named by an absolute path, so that a new version would use the old files. "
+                    "Bring all of it into one folder with `detframe convert`."
                 )
+            if place < 0 or not same_labels(got, wanted):
+                raise DataError(f"{name} in {split}: reads back otherwise; nothing is kept. Report this.")
 
 
 def edited_labels(labels: Sequence[Label], edits: Sequence[Edit]) -> list[Label]:
