@@ -180,3 +180,11 @@ def test_what_apply_did_is_what_differs(make: Make, tmp_path: Path, capsys: pyte
         }
     }
     assert labels(data) != labels(tmp_path / "v2")
+
+
+def test_a_badly_placed_label_that_was_mended_is_one() -> None:
+    nut = Label((0.0, 0.0, 10.0, 10.0), "nut")
+    moved = nut._replace(box=(5.0, 0.0, 15.0, 10.0))  # IoU 1/3
+    assert changed_labels([nut], [moved]) == (ChangedLabel("box", nut, moved),)
+    other = moved._replace(class_name="bolt")
+    assert changed_labels([nut], [other]) == (ChangedLabel("removed", nut, None), ChangedLabel("added", None, other))

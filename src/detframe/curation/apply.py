@@ -77,7 +77,7 @@ def apply(
     written. A decision that DATA follows already is counted and is no error.
 
     Where two people decided differently about one suggestion, nothing is written either: let one decide again, or give
-    --latest-wins. What a person decided always goes before what is taken without review.
+    --latest_wins. What a person decided always goes before what is taken without review.
 
     Exit code: 0 when NEW is written; 2, with nothing written, when a decision is refused or the input cannot be used.
 
@@ -139,7 +139,7 @@ def _apply(
     if refused and not allow_refused:
         raise DataError(
             f"{len(refused)} of {len(outcomes)} decisions are refused, so nothing is written. Look at these again, "
-            f"drop their lines, or leave them out with --allow-refused.{_listed(refused)}"
+            f"drop their lines, or leave them out with --allow_refused.{_listed(refused)}"
         )
     with Console(stderr=True, quiet=console.quiet).status("Writing the new version"):
         version, document = _write(parent, edits, outcomes, out, when, files, queue_file, auto)
@@ -302,17 +302,22 @@ def _prove(
     for split, old in before.items():
         new = after[split]
         places = {name: place for place, name in enumerate(new.file_names)}
+        known = set(old.file_names)
+        foreign = [name for name in places if name not in known and not _is_within(new.image_root / name, folder)]
+        if foreign or not _is_within(new.image_root, folder):
+            raise DataError(
+                f"{old.source}: names images of {split} by absolute paths, so that a version would use the old files. "
+                "Bring all of it into one folder with `detframe convert`."
+            )
         for image, name in enumerate(old.file_names):
-            place = places.get(name, -1)
             wanted = edited_labels(labels_of_image(old, image), edits.get(split, {}).get(image, []))
-            got = labels_of_image(new, place) if place >= 0 else []
-            if place >= 0 and not (Path(name).is_absolute() or new.path(place).is_relative_to(folder)):
-                raise DataError(
-                    f"{name} in {split}: is named by an absolute path, so that a new version would use the old files. "
-                    "Bring all of it into one folder with `detframe convert`."
-                )
-            if place < 0 or not same_labels(got, wanted):
+            got = labels_of_image(new, places[name]) if name in places else None
+            if got is None or not same_labels(got, wanted):
                 raise DataError(f"{name} in {split}: reads back otherwise; nothing is kept. Report this.")
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
 
 
 def edited_labels(labels: Sequence[Label], edits: Sequence[Edit]) -> list[Label]:

@@ -36,7 +36,7 @@ def data_diff(a: Path, b: Path, out: Path | None = None, pictures: int = 100, js
       python -m detframe data-diff OLD NEW --out difference
 
     Images are the same if their content is, whatever their names; ids and the order of labels do not count. Labels are
-    the same within 0.01 px; others that overlap by half are one label that changed.
+    the same within 0.01 px; others are one label that changed from an IoU of 0.5 on, and of one class from 0.1.
 
     With --out, OUT/index.html shows every changed image before and after, and works offline.
 

@@ -21,8 +21,8 @@ from detframe.data.images import ImageError, read_image
 from detframe.data.label_queue import Label
 from detframe.drawing import Colour, Mark, draw_marks
 
-_ADDED, _REMOVED, _CHANGED, _SAME = (0, 158, 115), (213, 94, 0), (86, 180, 233), (255, 255, 255)
-"""Okabe and Ito's green, vermilion and blue, and white."""
+_ADDED, _REMOVED, _CHANGED, _SAME = (240, 228, 66), (213, 94, 0), (86, 180, 233), (255, 255, 255)
+"""Okabe and Ito's yellow, vermilion and blue, and white."""
 
 _MARGIN = 0.5  # of the changed region's sides, around it
 _LEAST_SIDE = 200  # pixels of the image that are shown at least
@@ -47,13 +47,14 @@ _TEMPLATE = """<!doctype html>
   figure { margin: 0; flex: 1 1 20rem; max-width: 33rem; }
   figcaption { color: #555; font-size: 0.85rem; }
   img { width: 100%; height: auto; display: block; }
-  b.added { color: #00735a; } b.removed { color: #b24e00; } b.changed { color: #1f6fa8; }
+  b { padding: 0 0.3rem; color: #000; font-weight: normal; }
+  b.added { background: #f0e442; } b.removed { background: #d55e00; } b.changed { background: #56b4e9; }
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
 <ul>{% for sentence in sentences %}<li>{{ sentence }}</li>{% else %}<li>No difference.</li>{% endfor %}</ul>
-<p class="note"><b class="added">Green</b> labels were added, <b class="removed">vermilion</b> ones removed,
+<p class="note"><b class="added">Yellow</b> labels were added, <b class="removed">vermilion</b> ones removed,
 <b class="changed">blue</b> ones changed; dashed white ones are the same in both, and hatched ones are ignore boxes.
 {% if hidden %}{{ hidden }} more images differ; --pictures shows more.{% endif %}</p>
 {% for entry in entries %}

@@ -26,8 +26,6 @@ LABEL_CHANGES: tuple[LabelChange, ...] = (
     "not ignore",
 )
 
-_SAME_OBJECT = 0.5  # IoU from which on two labels may be one
-
 
 class Version(NamedTuple):
     """A data set as it is compared."""
@@ -63,8 +61,8 @@ class Pair(NamedTuple):
 def compare(first: Version, second: Version) -> list[Pair]:
     """Every image of either version that differs or whose labels do, in the order of the first, then of the second.
 
-    Labels that are the same to 0.01 px, in class and in flag are paired first; then those that overlap by half or more,
-    by the largest sum of overlaps.
+    Labels that are the same to 0.01 px, in class and in flag are paired first; then those that are one object by their
+    overlap.
     """
     pairs = []
     for before, after in pair_images(first, second):
@@ -116,7 +114,7 @@ def changed_labels(first: Sequence[Label], second: Sequence[Label]) -> tuple[Cha
             del ours[same]
         else:
             theirs.append(label)
-    matched = dict(best_pairs(ours, theirs, _SAME_OBJECT))
+    matched = dict(best_pairs(ours, theirs))
     found = [
         ChangedLabel("removed", label, None)
         if place not in matched

@@ -17,6 +17,8 @@ from detframe.data.label_queue import Label
 TOLERANCE = 0.01
 """Pixels by which two boxes of one label may differ: what formats and tools round."""
 
+_SAME_OBJECT, _ALIKE = 0.5, 0.1  # IoU; TIDE's bounds of a badly placed detection
+
 
 def labels_of_image(index: AnnotationIndex, image: int) -> list[Label]:
     """Labels of the image at a position, in the order of its file."""
@@ -73,17 +75,14 @@ def overlaps(first: list[Label], second: list[Label]) -> NDArray[np.float64]:
     return np.asarray(pairwise_iou(ours, theirs).numpy(), dtype=np.float64)
 
 
-def best_pairs(first: list[Label], second: list[Label], least: float) -> list[tuple[int, int]]:
+def best_pairs(first: list[Label], second: list[Label]) -> list[tuple[int, int]]:
     """Positions of labels that are one object, by the largest sum of overlaps; of equal ones those of one class.
 
-    Args:
-        first: Labels of an image.
-        second: Other labels of it.
-        least: IoU, 0..1, that a pair has at least.
+    One object are labels of an IoU of 0.5, as everywhere, and those of one class from 0.1: badly placed and then mended.
     """
     iou = overlaps(first, second)
     alike = np.array([[a.class_name == b.class_name for b in second] for a in first]).reshape(iou.shape)
-    worth = np.where(iou >= least, iou + 0.01 * alike, 0)
+    worth = np.where(iou >= np.where(alike, _ALIKE, _SAME_OBJECT), iou + 0.01 * alike, 0)
     rows, columns = linear_sum_assignment(worth, maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return [(row, column) for row, column in pairs if worth[row, column] > 0]

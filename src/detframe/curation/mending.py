@@ -70,7 +70,7 @@ def decided(fixes: Sequence[Fix], latest_wins: bool) -> list[Fix]:
         more = f"\n  and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
         raise DataError(
             f"{len(pairs)} decisions differ between reviewers. Let one of them decide again, or follow the later with "
-            f"--latest-wins.{named}{more}"
+            f"--latest_wins.{named}{more}"
         )
     about = {fix.id for fix in people}
     return [*_last(people), *_last(fix for fix in fixes if fix.who == NOBODY and fix.id not in about)]

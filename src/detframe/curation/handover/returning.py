@@ -10,8 +10,6 @@ from detframe.curation.handover.sent import Answer, ReturnedBox, ReturnedImage, 
 from detframe.curation.labels import best_pairs, overlaps, same_box, same_label
 from detframe.data.label_queue import Kind, Label, Suggestion, suggestion_id
 
-_SAME_OBJECT = 0.5  # IoU
-
 
 class Returned(NamedTuple):
     """Decisions about an image, and suggestions about which nothing was decided."""
@@ -108,7 +106,7 @@ def pair(sent: Sequence[SentBox], returned: Sequence[ReturnedBox]) -> list[int |
     take((i, j) for i, j in both if returned[j].key == sent[i].key and iou[i, j] > 0)
     ours = [i for i, place in enumerate(partner) if place is None]
     theirs = [j for j in range(len(returned)) if j not in partner]
-    pairs = best_pairs([sent[i].drawn for i in ours], [returned[j].label for j in theirs], _SAME_OBJECT)
+    pairs = best_pairs([sent[i].drawn for i in ours], [returned[j].label for j in theirs])
     take((ours[i], theirs[j]) for i, j in pairs)
     return partner
 
