@@ -78,7 +78,7 @@ def overlaps(first: list[Label], second: list[Label]) -> NDArray[np.float64]:
 def best_pairs(first: list[Label], second: list[Label]) -> list[tuple[int, int]]:
     """Positions of labels that are one object, by the largest sum of overlaps; of equal ones those of one class.
 
-    One object are labels of an IoU of 0.5, as everywhere, and those of one class from 0.1: badly placed and then mended.
+    One object are labels of an IoU of 0.5, as everywhere, and those of one class from 0.1: badly placed, then mended.
     """
     iou = overlaps(first, second)
     alike = np.array([[a.class_name == b.class_name for b in second] for a in first]).reshape(iou.shape)
