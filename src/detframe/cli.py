@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 
@@ -45,6 +45,21 @@ VERBS = {
     "review": Verb(
         "decide about suggested fixes of labels on a local web page, one key each",
         "detframe.curation.review.verb:review",
+    ),
+    "apply": Verb(
+        "write a new version of a data set with its labels mended as was decided", "detframe.curation.apply:apply"
+    ),
+    "data-diff": Verb(
+        "show in words and pictures what two versions of a data set differ in",
+        "detframe.curation.data_diff:data_diff",
+    ),
+    "hand-over": Verb(
+        "write a queue of suspicious labels for CVAT, Label Studio or as COCO",
+        "detframe.curation.handover.hand_over:hand_over",
+    ),
+    "take-back": Verb(
+        "turn what came back from a labelling tool into decisions for `apply`",
+        "detframe.curation.handover.take_back:take_back",
     ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
@@ -129,10 +144,17 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
 
 
 def with_name(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
-    """Arguments with the name of the function's first parameter where that may be left out: given first, and bare."""
+    """Arguments with the name of the function's first parameter where that may be left out: given first, and bare.
+
+    Where it is a list, all bare arguments before the first option are of it.
+    """
     first = next(iter(inspect.signature(function).parameters.values()))
-    bare = bool(arguments) and not arguments[0].startswith("-") and first.default is not first.empty
-    return [*([f"--{first.name}"] if bare else []), *arguments]
+    bare = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    if not bare or first.default is first.empty:
+        return list(arguments)
+    if str(first.annotation).startswith("list["):
+        return [*(f"--{first.name}+={argument}" for argument in bare), *arguments[len(bare) :]]
+    return [f"--{first.name}", *arguments]
 
 
 def with_flags(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:

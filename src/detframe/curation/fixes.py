@@ -42,16 +42,19 @@ class Fix(NamedTuple):
 
 def append_fix(fix: Fix, path: Path) -> None:
     """Append one line, and have it on the disk before returning."""
+    append_fixes([fix], path)
+
+
+def append_fixes(fixes: Iterable[Fix], path: Path) -> None:
+    """Append a line for each, and have them on the disk before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(
-        {**fix._asdict(), "before": json_of_label(fix.before), "after": json_of_label(fix.after)}, ensure_ascii=False
-    )
+    lines = [{**fix._asdict(), "before": json_of_label(fix.before), "after": json_of_label(fix.after)} for fix in fixes]
     with path.open("ab+") as file:
         file.seek(0)
         content = file.read()
         if not content.endswith(b"\n"):  # half a line: a writer was killed in it
             file.truncate(content.rfind(b"\n") + 1)
-        file.write(f"{line}\n".encode())
+        file.write("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
 

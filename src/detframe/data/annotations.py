@@ -107,11 +107,12 @@ class AnnotationIndex:
 
     def images_hash(self) -> str:
         """SHA-256 of the image files' content, in order; a file that cannot be read counts as empty."""
-        digest = hashlib.sha256()
+        return hashlib.sha256(b"".join(self.image_digests())).hexdigest()
+
+    def image_digests(self) -> list[bytes]:
+        """``[M]`` SHA-256 of each image file's content; a file that cannot be read counts as empty."""
         with ThreadPoolExecutor() as pool:
-            for content in pool.map(_file_digest, map(self.path, range(len(self)))):
-                digest.update(content)
-        return digest.hexdigest()
+            return list(pool.map(_file_digest, map(self.path, range(len(self)))))
 
     def subset(self, images: Sequence[int] | NDArray[np.int64]) -> AnnotationIndex:
         """The same index with only the images at these positions, in this order."""

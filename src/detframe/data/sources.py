@@ -14,6 +14,9 @@ from detframe.data.coco import read_coco
 from detframe.data.voc import read_voc, voc_splits
 from detframe.data.yolo import read_yolo, yolo_splits
 
+LINEAGE_FILE = "lineage.json"
+"""In the folder of a data set that `detframe apply` made: what it was made of, and how."""
+
 _ROBOFLOW_FILE = "_annotations.coco.json"
 _WHAT_IS_READ = (
     "Name a COCO file, a folder of COCO files, a Pascal VOC root, a YOLO root or data.yaml, "
@@ -150,6 +153,7 @@ def _yolo_files(root: Path) -> list[Path]:
 def _coco_files(root: Path) -> list[Path]:
     """The COCO detection files of a folder, each with a split name of its own."""
     found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob(f"*/{_ROBOFLOW_FILE}")]
+    found = [path for path in found if path.name != LINEAGE_FILE]
     instances = [path for path in found if path.name.startswith("instances_")]
     # Beside these, COCO's own folder has captions and keypoints of the same images.
     files = sorted(instances or (path for path in found if _looks_like_coco(path)))

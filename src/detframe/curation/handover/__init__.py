@@ -1,0 +1,1 @@
+"""A queue of suspicious labels handed to other labelling tools, and what comes back turned into decisions."""
