@@ -1,0 +1,90 @@
+"""Cross-fitting as a user has it: real processes, two folds of a tiny data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from detframe.analysis.evaluation import read_run
+from detframe.cli import main
+from detframe.data.sources import read_split
+from detframe.data.synthetic import write_dataset
+
+CONFIG = {
+    "data": {"train": "train.json", "val": "val.json", "image_size": [64, 64], "batch_size": 2, "num_workers": 0},
+    "model": {
+        "backbone": {
+            "class_path": "detframe.models.backbones.TimmBackbone",
+            "init_args": {"name": "test_resnet", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        }
+    },
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose images come in pairs from one camera, and a configuration."""
+    folder = tmp_path_factory.mktemp("crossfit")
+    write_dataset(folder / "data", train=8, val=2, test=2)
+    path = folder / "data" / "train.json"
+    content = json.loads(path.read_text())
+    for number, image in enumerate(content["images"]):
+        image["camera"] = f"c{number // 2}"
+    path.write_text(json.dumps(content))
+    config = CONFIG | {"data": CONFIG["data"] | {"root": str(folder / "data")}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.mark.slow
+def test_every_image_is_judged_by_a_detector_that_has_not_seen_it(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "out"
+    command = ["crossfit", "--config", str(folder / "config.yaml"), "--folds", "2", "--out", str(out)]
+    assert main([*command, "--groups", "camera"]) == 0
+    index = read_split(folder / "data", "train.json")
+    evaluation = read_run(out)
+    assert evaluation.image_ids.tolist() == sorted(index.image_ids.tolist())
+    rows = evaluation.table.to_pylist()
+    labels = [row for row in rows if row["kind"] == "truth"]
+    assert sorted(row["annotation_id"] for row in labels) == sorted(index.annotation_ids.tolist())
+    cameras = {
+        int(number): metadata["camera"] for number, metadata in zip(index.image_ids, index.metadata, strict=True)
+    }
+    seen_by = []
+    for fold in (0, 1):
+        held, train = (
+            read_split(out / f"fold{fold}", name, index.image_root) for name in ("held_out.json", "train.json")
+        )
+        own = set(held.image_ids.tolist())
+        assert own | set(train.image_ids.tolist()) == set(index.image_ids.tolist())
+        assert not {cameras[i] for i in own} & {cameras[i] for i in train.image_ids.tolist()}
+        table = pq.read_table(next(folder_of_fold.glob("run/version_*/test_predictions.parquet")))
+        assert set(table["image_id"].to_pylist()) == own
+        seen_by.append(own)
+    assert len(seen_by[0]) == len(seen_by[1]) == 4
+    assert np.isfinite(json.loads((out / "train_metrics.json").read_text())["map"])
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("fold*/run/**/*.parquet")}
+    (out / "train_predictions.parquet").unlink()
+    assert main([*command, "--groups", "camera"]) == 0  # goes on where it was: no fold is trained again
+    assert {path: path.stat().st_mtime_ns for path in out.glob("fold*/run/**/*.parquet")} == before
+    assert read_run(out).table.equals(evaluation.table)
+
+    capfd.readouterr()
+    assert main([*command, "--groups", "camera", "--seed", "2", "--folds", "3"]) == 2
+    assert "is of other data, folds or options" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_bad_input_gets_a_sentence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["crossfit", "--config", str(folder / "config.yaml"), "--out", str(folder / "other")]
+    assert main([*command, "--folds", "9"]) == 2
+    assert "--folds 9: 8 groups of images allow 2 to 8 folds" in capfd.readouterr().err
