@@ -38,6 +38,9 @@ VERBS = {
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",
     ),
+    "mine": Verb(
+        "choose from unlabelled images those that the detector would learn most from", "detframe.analysis.mine:mine"
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 
