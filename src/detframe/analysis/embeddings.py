@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ IMAGES = pa.schema(
         ("image_height", pa.int32()),  # pixels, as decoded
         ("image_width", pa.int32()),
         ("metadata", pa.string()),  # further columns of the image (board, camera), as JSON
+        ("thumbnail", pa.list_(pa.uint8())),  # grey, of the network's input, row by row
         EMBEDDED.field("embedding"),
     ]
 )
@@ -46,6 +47,8 @@ IMAGES = pa.schema(
 
 CELLS, IMAGE_CELLS = 3, 4
 """A box, and an image, is pooled to so many cells each way: where something lies can then be told from the vector."""
+
+THUMBNAIL = 32  # pixels of a side
 
 CHECKPOINT = b"checkpoint_hash"
 """Key of the schema's metadata in a file of whole images: vectors of two networks cannot be compared."""
@@ -211,6 +214,7 @@ def image_rows(batch: Batch, vectors: Tensor, index: AnnotationIndex) -> pa.Tabl
     """Rows of :data:`IMAGES` for a batch with its vectors ``[B, D]``."""
     places = positions(index, batch.image_ids).tolist()
     sizes = batch.original_sizes.cpu().numpy()
+    grey = torch.nn.functional.adaptive_avg_pool2d(batch.images.mean(dim=1), THUMBNAIL)
     columns = {
         "image_id": batch.image_ids.cpu().numpy(),
         "file_name": [index.file_names[place] for place in places],
@@ -218,13 +222,23 @@ def image_rows(batch: Batch, vectors: Tensor, index: AnnotationIndex) -> pa.Tabl
         "image_height": sizes[:, 0],
         "image_width": sizes[:, 1],
         "metadata": [json.dumps(index.metadata[place] if index.metadata else {}) for place in places],
+        "thumbnail": list((grey * 255).round().to(torch.uint8).flatten(1).cpu().numpy()),
     }
     table = pa.table({name: pa.array(values).cast(IMAGES.field(name).type) for name, values in columns.items()})
     return _with_vectors(table, vectors)
 
 
-def read_image_embeddings(path: Path) -> tuple[pa.Table, NDArray[np.float32], str]:
-    """A file of whole images: its table without the vectors, those ``[I, D]``, and the checkpoint's SHA-256 or "".
+class ImageEmbeddings(NamedTuple):
+    """A file of ``I`` whole images."""
+
+    table: pa.Table  # of IMAGES, without vectors and thumbnails
+    vectors: NDArray[np.float32]  # [I, D], of length 1
+    thumbnails: NDArray[np.uint8]  # [I, THUMBNAIL ** 2]
+    checkpoint_hash: str  # SHA-256 of the file, "" where there was none
+
+
+def read_image_embeddings(path: Path) -> ImageEmbeddings:
+    """Read a file of whole images.
 
     Raises:
         DataError: It is no such file.
@@ -232,7 +246,14 @@ def read_image_embeddings(path: Path) -> tuple[pa.Table, NDArray[np.float32], st
     table, vectors = read_embeddings(path)
     if missing := [name for name in IMAGES.names if name not in (*table.column_names, "embedding")]:
         raise DataError(f"{path}: has no column {missing[0]!r}. Write it anew with `--embeddings.write true`.")
-    return table, vectors, (table.schema.metadata or {}).get(CHECKPOINT, b"").decode()
+    flat = table["thumbnail"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)  # float16 rounds them
+    return ImageEmbeddings(
+        table.drop_columns("thumbnail"),
+        vectors,
+        flat.reshape(table.num_rows, -1 if len(flat) else 0),
+        (table.schema.metadata or {}).get(CHECKPOINT, b"").decode(),
+    )
 
 
 def read_embeddings(path: Path) -> tuple[pa.Table, NDArray[np.float32]]:

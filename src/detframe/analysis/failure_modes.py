@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detframe.analysis.diagnosis import Diagnosis, SliceResult, diagnose_rows, parse_aim
-from detframe.analysis.embeddings import read_image_embeddings
+from detframe.analysis.embeddings import ImageEmbeddings, read_image_embeddings
 from detframe.analysis.evaluation import Evaluation, read_run
 from detframe.analysis.mistakes import mistakes, row_of_mistake
 from detframe.analysis.pool import Pool
@@ -42,7 +42,7 @@ class Findings(NamedTuple):
     diagnosis: Diagnosis
     of_images: Mapping[str, NDArray[Any]]  # properties of the evaluated images, as the slices have them
     verdicts: Verdicts | None
-    known_images: dict[str, Tensor]  # unit vectors of whole images by split: of training, and what was evaluated
+    known_images: dict[str, ImageEmbeddings]  # by split: of training, and of what was evaluated
     checkpoint_hash: str  # "" where it is not known
 
 
@@ -74,13 +74,13 @@ def read_findings(run: Path, data: Path | None, aim: str, measured: int, seed: i
     diagnosis = diagnose_rows(evaluation, parse_aim(aim), [], of_images, 200, seed)
     verdicts = judge_run(evaluation, diagnosis, data or run / "config.yaml")
     stage = Path(evaluation.source).name.removesuffix("_predictions.parquet")
-    known, hashes = {}, set()
+    known: dict[str, ImageEmbeddings] = {}
+    hashes: set[str] = set()
     for split in ("train", stage):
         path = run / f"{split}_image_embeddings.parquet"
         if path.is_file():
-            _, vectors, checkpoint_hash = read_image_embeddings(path)
-            known[split] = torch.from_numpy(vectors)
-            hashes.add(checkpoint_hash)
+            known[split] = read_image_embeddings(path)
+            hashes.add(known[split].checkpoint_hash)
     if len(hashes) > 1:
         raise DataError(f"{run}: its embeddings are of several checkpoints. Run `detframe test` again.")
     return Findings(run, evaluation, diagnosis, of_images, verdicts, known, next(iter(hashes), ""))

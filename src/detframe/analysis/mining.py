@@ -16,18 +16,20 @@ from detframe.analysis.verdicts import LIKE, LIMIT
 from detframe.data.annotations import DataError
 from detframe.metrics.acquisition import (
     EXPANSION,
-    SAME_IMAGE,
     Objects,
     choose_diverse,
     class_shares,
     distinct,
     entropy,
     group_places,
+    nearly_same,
 )
 from detframe.metrics.neighbours import conformal_p_values, nearest_neighbours
 from detframe.score_curves import calibrate_scores
 
 NOVEL = "unlike any training image"
+
+_DOUBTED = 0.5  # bits from which a place is named as a reason: of a detection, probabilities of 0.11 to 0.89
 
 
 class Reason(NamedTuple):
@@ -93,13 +95,16 @@ def select(findings: Findings, pool: Pool, count: int, seed: int) -> Selection:
         DataError: Run and pool do not belong together.
     """
     _require_same_detector(findings, pool)
-    left_out = {name: _twins_of(pool, vectors) for name, vectors in findings.known_images.items()}
+    left_out = {
+        name: np.flatnonzero(nearly_same(pool.thumbnails, known.thumbnails) >= 0).tolist()
+        for name, known in findings.known_images.items()
+    }
     worth = _worth(findings, pool)
     known = {image for images in left_out.values() for image in images}
     order = np.random.default_rng(seed).permutation(len(pool.image_ids))
     order = order[np.argsort(-worth.values.numpy()[order], kind="stable")]
     candidates, twins = distinct(
-        [image for image in order.tolist() if image not in known], pool.image_vectors, EXPANSION * count
+        [image for image in order.tolist() if image not in known], pool.thumbnails, EXPANSION * count
     )
     place_of = torch.full((len(pool.image_ids),), -1)
     place_of[candidates] = torch.arange(len(candidates))
@@ -132,15 +137,9 @@ def _require_same_detector(findings: Findings, pool: Pool) -> None:
             f"{pool.folder}: was looked at by another checkpoint than {findings.folder} was tested with, and their "
             "vectors cannot be compared. Run `detframe predict` and `detframe test` with the same --ckpt_path."
         )
-    for vectors in findings.known_images.values():
-        if vectors.shape[1] != pool.image_vectors.shape[1]:
+    for known in findings.known_images.values():
+        if known.vectors.shape[1] != pool.image_vectors.shape[1]:
             raise DataError(f"{pool.folder}: its vectors are of another network than those of {findings.folder}.")
-
-
-def _twins_of(pool: Pool, vectors: Tensor) -> list[int]:
-    """Images of the pool that nearly are one of these."""
-    nearest = nearest_neighbours(pool.image_vectors, vectors, 1).distances[:, 0]
-    return (nearest <= SAME_IMAGE).nonzero().flatten().tolist()
 
 
 def _worth(findings: Findings, pool: Pool) -> _Worth:
@@ -179,9 +178,10 @@ def _novelty(findings: Findings, pool: Pool) -> Tensor:
 
     So an image that the detector finds nothing in can be chosen too: what it misses altogether has no other sign.
     """
-    training = findings.known_images.get("train")
-    if training is None or len(training) <= LIKE:
+    known = findings.known_images.get("train")
+    if known is None or len(known.vectors) <= LIKE:
         return torch.zeros(len(pool.image_ids), dtype=torch.float64)
+    training = torch.from_numpy(known.vectors)
     own = torch.arange(len(training))
     usual = nearest_neighbours(training, training, LIKE, own, own).distances[:, -1]
     p_values = conformal_p_values(nearest_neighbours(pool.image_vectors, training, LIKE).distances[:, -1], usual)
@@ -193,7 +193,7 @@ def _chosen(image: int, worth: _Worth, twins: list[int]) -> Chosen:
     brought = [
         (
             float(strength * (worth.doubt[own] * mode.degrees[own]).sum()),
-            Reason(mode.kind, mode.name, int((mode.degrees[own] >= 0.5).sum())),
+            Reason(mode.kind, mode.name, int(((mode.degrees[own] >= 0.5) & (worth.doubt[own] >= _DOUBTED)).sum())),
         )
         for mode, strength in zip(worth.modes, worth.strengths, strict=True)
     ]
@@ -206,7 +206,7 @@ def _chosen(image: int, worth: _Worth, twins: list[int]) -> Chosen:
         image,
         float(worth.values[image]),
         float(worth.objects[own].sum()),
-        reasons or [Reason("uncertain", "uncertain detections", len(own))],
+        reasons or [Reason("uncertain", "many faint doubts", len(own))],
         twins,
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from detframe.analysis.embeddings import read_embeddings, read_image_embeddings
 from detframe.analysis.prediction_table import rows_of_table
@@ -28,6 +27,7 @@ class Pool(NamedTuple):
     sizes: NDArray[np.int64]  # [I, 2] (height, width) in pixels
     metadata: list[dict[str, Any]]  # [I]
     image_vectors: Tensor  # [I, E] unit vectors
+    thumbnails: NDArray[np.uint8]  # [I, T]
     checkpoint_hash: str  # of the detector that looked, "" where it is not known
     detections: DetectionRows  # D, images by place
     vectors: Tensor  # [D, F] unit vectors
@@ -48,7 +48,8 @@ def read_pool(folder: Path) -> Pool:
             f"{missing}: is not there. Name the folder that `detframe predict --ckpt_path BEST --data.predict IMAGES "
             f"--predictions.out {folder} --embeddings.write true` wrote."
         )
-    images, image_vectors, checkpoint_hash = read_image_embeddings(whole)
+    embedded = read_image_embeddings(whole)
+    images = embedded.table
     if not images.num_rows:
         raise DataError(f"{whole}: has no image. Give `predict` some, and look at what it says of those skipped.")
     table, vectors = read_embeddings(boxes)
@@ -66,8 +67,9 @@ def read_pool(folder: Path) -> Pool:
         paths=[Path(path) for path in images["path"].to_pylist()],
         sizes=np.stack([images[f"image_{side}"].to_numpy() for side in ("height", "width")], axis=1).astype(np.int64),
         metadata=[json.loads(text) for text in images["metadata"].to_pylist()],
-        image_vectors=normalize(torch.from_numpy(image_vectors), dim=1),
-        checkpoint_hash=checkpoint_hash,
+        image_vectors=torch.from_numpy(embedded.vectors),
+        thumbnails=embedded.thumbnails,
+        checkpoint_hash=embedded.checkpoint_hash,
         detections=rows.detections,
         vectors=torch.from_numpy(vectors),
         class_names=dict(zip(labels, names, strict=True)),

@@ -32,8 +32,14 @@ PRIOR_OBJECTS = 10.0
 EXPANSION = 4
 """Images that diversity chooses from, for each that it takes; PPAL's budget expanding ratio."""
 
-SAME_IMAGE = 1e-3
-"""One less the cosine of two images, up to which one of them says nothing new."""
+SAME_GREY = 10
+"""Grey levels of 255 that no pixel of two thumbnails differs by where one of the images says nothing new.
+
+The largest difference and not the mean: on parts that always lie alike, all that is new may be a scratch.
+"""
+
+_IMAGES_AT_ONCE = 256
+_COARSE = 8  # pixels of a thumbnail's side in the first comparison
 
 
 class Places(NamedTuple):
@@ -88,7 +94,8 @@ def class_shares(places: Places, probabilities: Tensor, labels: Tensor, classes:
 def entropy(shares: Tensor) -> Tensor:
     """Entropy in bits ``[P]`` of classes and background, from the classes' shares ``[P, C]``."""
     whole = torch.cat([shares, (1 - shares.sum(dim=1, keepdim=True)).clamp(min=0)], dim=1)
-    return -torch.special.xlogy(whole, whole).sum(dim=1) / np.log(2)
+    bits: Tensor = -torch.special.xlogy(whole, whole).sum(dim=1) / np.log(2)
+    return bits
 
 
 def class_difficulty(average_precision: Floats, objects: NDArray[np.int64]) -> Floats:
@@ -133,12 +140,43 @@ def similarity_to(objects: Objects, image: int, images: int) -> Tensor:
     return (there + back) / 2
 
 
-def distinct(order: Sequence[int], vectors: Tensor, most: int) -> tuple[list[int], dict[int, int]]:
+def nearly_same(queries: NDArray[np.uint8], references: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The first reference that each query is nearly the same as, ``[Q]``, or -1.
+
+    Args:
+        queries: ``[Q, T]`` square thumbnails, grey, with sides that are multiples of 8.
+        references: ``[R, T]``.
+    """
+    found = np.full(len(queries), -1, dtype=np.int64)
+    if not len(queries) or not len(references):
+        return found
+    rough, known = _coarse(queries), _coarse(references)
+    reach = _COARSE**2 * SAME_GREY**2 + 1.0  # a mean differs by no more than the pixels do
+    for query in range(len(queries)):
+        near = np.flatnonzero(((known - rough[query]) ** 2).sum(axis=1) <= reach)
+        for start in range(0, len(near), 256):
+            some = near[start : start + 256]
+            apart = np.abs(references[some].astype(np.int16) - queries[query])
+            same = np.flatnonzero(np.max(apart, axis=1) <= SAME_GREY)
+            if len(same):
+                found[query] = some[same[0]]
+                break
+    return found
+
+
+def _coarse(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnails ``[n, T]`` averaged to ``[n, 64]``."""
+    side = round(thumbnails.shape[1] ** 0.5)
+    cells = thumbnails.reshape(-1, _COARSE, side // _COARSE, _COARSE, side // _COARSE)
+    return np.asarray(cells.mean(axis=(2, 4), dtype=np.float32).reshape(len(thumbnails), -1))
+
+
+def distinct(order: Sequence[int], thumbnails: NDArray[np.uint8], most: int) -> tuple[list[int], dict[int, int]]:
     """The first images that are not nearly the same as an earlier one.
 
     Args:
         order: Images, the best first.
-        vectors: ``[I, D]`` unit vectors of all.
+        thumbnails: ``[I, T]``, as for :func:`nearly_same`.
         most: How many to find.
 
     Returns:
@@ -146,18 +184,21 @@ def distinct(order: Sequence[int], vectors: Tensor, most: int) -> tuple[list[int
     """
     found: list[int] = []
     twins: dict[int, int] = {}
-    held = torch.empty(min(most, len(order)), vectors.shape[1])
-    for image in order:
-        if len(found) == most:
+    for start in range(0, len(order), _IMAGES_AT_ONCE):
+        if len(found) >= most:
             break
-        if found:
-            cosine, place = (held[: len(found)] @ vectors[image]).max(dim=0)
-            if 1 - float(cosine) <= SAME_IMAGE:
-                twins[image] = found[int(place)]
-                continue
-        held[len(found)] = vectors[image]
-        found.append(image)
-    return found, twins
+        part = list(order[start : start + _IMAGES_AT_ONCE])
+        earlier = nearly_same(thumbnails[part], thumbnails[found])
+        own: list[int] = []
+        for image, place in zip(part, earlier.tolist(), strict=True):
+            among = -1 if place >= 0 else int(nearly_same(thumbnails[[image]], thumbnails[own])[0])
+            if place >= 0 or among >= 0:
+                twins[image] = found[place] if place >= 0 else own[among]
+            else:
+                own.append(image)
+        found += own
+    kept = set(found[:most])
+    return found[:most], {twin: image for twin, image in twins.items() if image in kept}
 
 
 def choose_diverse(values: Tensor, objects: Objects, vectors: Tensor, count: int) -> list[int]:
