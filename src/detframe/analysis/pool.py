@@ -53,7 +53,7 @@ def read_pool(folder: Path) -> Pool:
     if not images.num_rows:
         raise DataError(f"{whole}: has no image. Give `predict` some, and look at what it says of those skipped.")
     table, vectors = read_embeddings(boxes)
-    ids: NDArray[np.int64] = images["image_id"].to_numpy()
+    ids: NDArray[np.int64] = images["image_id"].to_numpy().copy()
     rows = rows_of_table(table, ids)
     stranger = set(table["image_id"].to_pylist()) - set(ids.tolist())
     if stranger:
