@@ -167,7 +167,7 @@ def test_a_weak_class_is_chosen_far_more_often_than_by_chance(pool_of: Callable[
     chosen = [row["image_id"] for row in document["images"]]
     assert len(set(chosen)) == 10
     assert len(set(chosen) & set(rare)) >= 6  # 1 by chance
-    assert document["images"][0]["reason"].startswith("weak class bolt (AP@0.5 0.")
+    assert document["images"][0]["reason"].startswith("bolt (AP@0.5 0.25 on 40 objects): 2 places")
     bolts = next(mode for mode in document["failure_modes"] if mode["name"].startswith("bolt"))
     assert bolts["by_chance"] == pytest.approx(1.0, abs=0.2)
     assert bolts["objects"] > 5 * bolts["by_chance"]

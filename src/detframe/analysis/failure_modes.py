@@ -108,9 +108,10 @@ def failure_modes(findings: Findings, pool: Pool, leads: Tensor, shares: Tensor,
 
 def _classes(findings: Findings, parts: Tensor) -> Iterator[FailureMode]:
     ap = np.array([row["ap_50"] for row in findings.diagnosis.metrics["per_class"].values()], dtype=np.float64)
-    difficulty = class_difficulty(ap, findings.diagnosis.evidence.positives)
+    objects = findings.diagnosis.evidence.positives
+    difficulty = class_difficulty(ap, objects)
     for label, name in enumerate(findings.evaluation.class_names):
-        known = f"AP@0.5 {ap[label]:.2f}" if ap[label] >= 0 else "never measured"
+        known = f"AP@0.5 {ap[label]:.2f} on {objects[label]} objects" if ap[label] >= 0 else "never measured"
         yield FailureMode("class", f"{name} ({known})", float(difficulty[label]) / len(ap), parts[:, label])
 
 

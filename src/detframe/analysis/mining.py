@@ -229,7 +229,7 @@ def in_words(reason: Reason) -> str:
     """A reason as a person reads it."""
     several = f"{reason.places} {'place' if reason.places == 1 else 'places'}"
     return {
-        "class": f"weak class {reason.name}: {several}",
+        "class": f"{reason.name}: {several}",
         "confusion": f"{reason.name}? {several}",
         "slice": f"weak slice {reason.name}: {several}",
         "data gap": f"{reason.name}: {several}",

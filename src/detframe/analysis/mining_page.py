@@ -90,9 +90,10 @@ def _example(rank: int, chosen: Chosen, findings: Findings, pool: Pool) -> Examp
         findings.evaluation.class_names,
         min_side=_SIDE // 2,
     )
+    name = Path(pool.file_names[chosen.image])
     return Example(
         picture,
-        f"{rank}. {pool.file_names[chosen.image]}",
+        f"{rank}. {name.name if name.is_absolute() else name}",
         f"{'; '.join(map(in_words, chosen.reasons))} (score {chosen.score:.1f})",
         {"kind": chosen.reasons[0].kind},
     )
