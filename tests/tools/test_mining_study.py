@@ -12,7 +12,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 study: Any = importlib.import_module("mining_study")
 
-CONTENT = {
+CONTENT: dict[str, Any] = {
     "images": [{"id": number, "file_name": f"{number}.png"} for number in range(4)],
     "annotations": [{"id": number, "image_id": number % 4} for number in range(8)],
     "categories": [{"id": 1, "name": "nut"}],

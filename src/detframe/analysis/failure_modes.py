@@ -111,7 +111,8 @@ def _classes(findings: Findings, parts: Tensor) -> Iterator[FailureMode]:
     objects = findings.diagnosis.evidence.positives
     difficulty = class_difficulty(ap, objects)
     for label, name in enumerate(findings.evaluation.class_names):
-        known = f"AP@0.5 {ap[label]:.2f} on {objects[label]} objects" if ap[label] >= 0 else "never measured"
+        several = f"{objects[label]} object{'' if objects[label] == 1 else 's'}"
+        known = f"AP@0.5 {ap[label]:.2f} on {several}" if ap[label] >= 0 else "never measured"
         yield FailureMode("class", f"{name} ({known})", float(difficulty[label]) / len(ap), parts[:, label])
 
 
