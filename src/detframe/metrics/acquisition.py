@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from detframe.metrics.rows import DetectionRows, TruthRows, overlapping_rows
 
@@ -60,7 +60,13 @@ class Objects(NamedTuple):
 
 def group_places(detections: DetectionRows) -> Places:
     """Group the detections of each image that overlap by more than :data:`PLACE_IOU`, each with the best one near."""
-    kept = batched_nms(detections.boxes.float(), detections.scores, detections.images, PLACE_IOU).sort().values
+    order = detections.images.argsort(stable=True)
+    counts = torch.unique_consecutive(detections.images[order], return_counts=True)[1].tolist()
+    # Image by image: torchvision's batched_nms looks at all detections for each of the images.
+    best = [
+        rows[nms(detections.boxes[rows].float(), detections.scores[rows], PLACE_IOU)] for rows in order.split(counts)
+    ]
+    kept = torch.cat([order[:0], *best]).sort().values
     leads = TruthRows(
         detections.images[kept],
         detections.boxes[kept],
