@@ -60,13 +60,12 @@ def test_every_image_is_judged_by_a_detector_that_has_not_seen_it(
     }
     seen_by = []
     for fold in (0, 1):
-        held, train = (
-            read_split(out / f"fold{fold}", name, index.image_root) for name in ("held_out.json", "train.json")
-        )
+        place = out / f"fold{fold}"
+        held, train = (read_split(place, f"{name}.json", index.image_root) for name in ("held_out", "train"))
         own = set(held.image_ids.tolist())
         assert own | set(train.image_ids.tolist()) == set(index.image_ids.tolist())
         assert not {cameras[i] for i in own} & {cameras[i] for i in train.image_ids.tolist()}
-        table = pq.read_table(next(folder_of_fold.glob("run/version_*/test_predictions.parquet")))
+        table = pq.read_table(next(place.glob("run/version_*/test_predictions.parquet")))
         assert set(table["image_id"].to_pylist()) == own
         seen_by.append(own)
     assert len(seen_by[0]) == len(seen_by[1]) == 4

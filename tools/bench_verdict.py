@@ -106,7 +106,7 @@ def read_scenes(index: AnnotationIndex, window: int, rng: np.random.Generator) -
         if window and len(boxes):
             centre = boxes[rng.integers(len(boxes))].reshape(2, 2).mean(axis=0)
             corner = np.round(np.clip(centre - window / 2, 0, np.array(pixels.shape[1::-1]) - window)).astype(int)
-            pixels = pixels[corner[1] : corner[1] + window, corner[0] : corner[0] + window]
+            pixels = pixels[corner[1] : corner[1] + window, corner[0] : corner[0] + window].copy()  # frees the rest
             boxes = boxes - np.tile(corner, 2)
         inside = np.clip(boxes, 0, np.tile(pixels.shape[1::-1], 2))
         sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]

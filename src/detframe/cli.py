@@ -61,6 +61,9 @@ VERBS = {
         "turn what came back from a labelling tool into decisions for `apply`",
         "detframe.curation.handover.take_back:take_back",
     ),
+    "mine": Verb(
+        "choose from unlabelled images those that the detector would learn most from", "detframe.analysis.mine:mine"
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 

@@ -1,9 +1,14 @@
-"""What boxes look like to the backbone, saved beside the predictions: what traces a mistake back to the training."""
+"""What boxes and whole images look like to the backbone, saved beside the predictions.
+
+The vectors of boxes trace a mistake back to the training; those of images tell which are alike (`detframe mine`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +21,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.ops import roi_align
 
 from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA
-from detframe.analysis.predictions import PredictionWriter, detection_rows, gather, truth_rows
-from detframe.data.annotations import DataError
+from detframe.analysis.predictions import PredictionWriter, detection_rows, gather, positions, truth_rows
+from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.dataset import DetectionDataset, collate
 from detframe.letterbox import to_input
 from detframe.matching import Matches, match
@@ -26,8 +31,27 @@ from detframe.structures import Batch, Detections
 EMBEDDED = SCHEMA.append(pa.field("embedding", pa.list_(pa.float16())))
 """The predictions table with a unit vector for every row."""
 
-CELLS = 3
-"""A box is pooled to so many cells each way: where the object lies within its box can then be told from the vector."""
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("path", pa.string()),  # of the file, absolute
+        ("image_height", pa.int32()),  # pixels, as decoded
+        ("image_width", pa.int32()),
+        ("metadata", pa.string()),  # further columns of the image (board, camera), as JSON
+        ("thumbnail", pa.list_(pa.uint8())),  # grey, of the network's input, row by row
+        EMBEDDED.field("embedding"),
+    ]
+)
+"""The table of whole images, each with a unit vector, those without any detection included."""
+
+CELLS, IMAGE_CELLS = 3, 4
+"""A box, and an image, is pooled to so many cells each way: where something lies can then be told from the vector."""
+
+THUMBNAIL = 32  # pixels of a side
+
+CHECKPOINT = b"checkpoint_hash"
+"""Key of the schema's metadata in a file of whole images: vectors of two networks cannot be compared."""
 
 
 class _Body(Protocol):
@@ -40,11 +64,11 @@ class _Body(Protocol):
 
 
 class EmbeddingWriter(Callback):
-    """Writes what boxes look like to the backbone, which `detframe diagnose` needs to say why mistakes happen.
+    """Writes what boxes look like to the backbone, for `detframe diagnose` to say why mistakes happen and for `mine`.
 
     `test` and `validate` then also look at the training images, whose objects the mistakes are compared with, and write
     ``<stage>_embeddings.parquet`` and ``train_embeddings.parquet`` into the run's folder; `predict` writes
-    ``embeddings.parquet`` beside its predictions.
+    ``embeddings.parquet`` beside its predictions. Beside each stand the whole images, ``...image_embeddings.parquet``.
 
     Args:
         write: Write embeddings. It costs a pass over the training images, and a second run of the backbone over those
@@ -56,6 +80,7 @@ class EmbeddingWriter(Callback):
         self.write = write
         self.min_score = min_score
         self._parts: list[pa.Table] = []
+        self._images: list[pa.Table] = []
 
     def on_test_batch_end(
         self,
@@ -107,27 +132,31 @@ class EmbeddingWriter(Callback):
         """Write the vectors beside the predictions."""
         out = next((writer.out for writer in trainer.callbacks if isinstance(writer, PredictionWriter)), None)  # type: ignore[attr-defined]
         if self.write and out is not None:
-            self._save(trainer, out / "embeddings.parquet")
+            self._save(trainer, out, "")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         log_dir = trainer.log_dir  # asks all processes
         if not self.write or not log_dir:
             return
-        self._save(trainer, Path(log_dir) / f"{stage}_embeddings.parquet")
+        self._save(trainer, Path(log_dir), f"{stage}_")
         if trainer.datamodule.splits["train"] is None:  # type: ignore[attr-defined]
             return
         for batch in _training_batches(trainer):
             with trainer.precision_plugin.forward_context():
                 found = pl_module.predict_step(batch, 0)
             self._add(trainer, pl_module, found, batch, "train")
-        self._save(trainer, Path(log_dir) / "train_embeddings.parquet")
+        self._save(trainer, Path(log_dir), "train_")
 
-    def _save(self, trainer: Trainer, path: Path) -> None:
-        table = gather(self._parts, EMBEDDED)
-        self._parts = []
+    def _save(self, trainer: Trainer, folder: Path, prefix: str) -> None:
+        boxes, images = gather(self._parts, EMBEDDED), gather(self._images, IMAGES)
+        self._parts, self._images = [], []
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path)
+            folder.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256(Path(trainer.ckpt_path).read_bytes()).hexdigest() if trainer.ckpt_path else ""
+            pq.write_table(boxes, folder / f"{prefix}embeddings.parquet")
+            pq.write_table(
+                images.replace_schema_metadata({CHECKPOINT: digest}), folder / f"{prefix}image_embeddings.parquet"
+            )
 
     def _add(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Detections | None, batch: Batch | None, stage: str
@@ -141,6 +170,7 @@ class EmbeddingWriter(Callback):
             finest = detector.backbone((batch.images - detector.mean) / detector.std)[0].float()
         found = outputs._replace(valid=outputs.valid & (outputs.scores >= self.min_score))
         stride = batch.images.shape[3] / finest.shape[3]
+        self._images.append(image_rows(batch, embed_images(finest), index))
         vectors = embed(finest, to_input(found.boxes, batch.transforms), found.valid, stride)
         if stage == "predict":
             self._parts.append(_with_vectors(detection_rows(found, batch, None, index, names), vectors))
@@ -172,6 +202,58 @@ def embed(features: Tensor, boxes: Tensor, valid: Tensor, stride: float) -> Tens
     places = torch.cat((image[:, None].to(boxes.dtype), boxes[image, row]), dim=1)
     pooled = roi_align(features, places, CELLS, 1 / stride, sampling_ratio=2, aligned=True)
     return torch.nn.functional.normalize(pooled.flatten(1), dim=1)
+
+
+def embed_images(features: Tensor) -> Tensor:
+    """Unit vectors ``[B, channels * IMAGE_CELLS ** 2]`` of whole images from maps ``[B, channels, H, W]``."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(features, IMAGE_CELLS)
+    return torch.nn.functional.normalize(pooled.flatten(1), dim=1)
+
+
+def image_rows(batch: Batch, vectors: Tensor, index: AnnotationIndex) -> pa.Table:
+    """Rows of :data:`IMAGES` for a batch with its vectors ``[B, D]``."""
+    places = positions(index, batch.image_ids).tolist()
+    sizes = batch.original_sizes.cpu().numpy()
+    grey = torch.nn.functional.adaptive_avg_pool2d(batch.images.mean(dim=1), THUMBNAIL)
+    columns = {
+        "image_id": batch.image_ids.cpu().numpy(),
+        "file_name": [index.file_names[place] for place in places],
+        "path": [str(index.path(place).resolve()) for place in places],
+        "image_height": sizes[:, 0],
+        "image_width": sizes[:, 1],
+        "metadata": [json.dumps(index.metadata[place] if index.metadata else {}) for place in places],
+        "thumbnail": list((grey * 255).round().to(torch.uint8).flatten(1).cpu().numpy()),
+    }
+    table = pa.table({name: pa.array(values).cast(IMAGES.field(name).type) for name, values in columns.items()})
+    return _with_vectors(table, vectors)
+
+
+class ImageEmbeddings(NamedTuple):
+    """A file of ``I`` whole images."""
+
+    table: pa.Table  # of IMAGES, without vectors and thumbnails
+    vectors: NDArray[np.float32]  # [I, D], of length 1
+    thumbnails: NDArray[np.uint8]  # [I, THUMBNAIL ** 2]
+    checkpoint_hash: str  # SHA-256 of the file, "" where there was none
+
+
+def read_image_embeddings(path: Path) -> ImageEmbeddings:
+    """Read a file of whole images.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    table, vectors = read_embeddings(path)
+    if missing := [name for name in IMAGES.names if name not in (*table.column_names, "embedding")]:
+        raise DataError(f"{path}: has no column {missing[0]!r}. Write it anew with `--embeddings.write true`.")
+    flat = table["thumbnail"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)  # float16 rounds them
+    return ImageEmbeddings(
+        table.drop_columns("thumbnail"),
+        vectors,
+        flat.reshape(table.num_rows, -1 if len(flat) else 0),
+        (table.schema.metadata or {}).get(CHECKPOINT, b"").decode(),
+    )
 
 
 def read_embeddings(path: Path) -> tuple[pa.Table, NDArray[np.float32]]:
