@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from detframe.cli import main
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "data": {"train": "train.json", "val": "val.json", "image_size": [64, 64], "batch_size": 2, "num_workers": 0},
     "model": {
         "backbone": {
