@@ -20,6 +20,10 @@ class Verb(NamedTuple):
 VERBS = {
     "check": Verb("list every fault of a data set and sum it up", "detframe.data.checks:check"),
     "convert": Verb("write a data set as COCO, Pascal VOC or YOLO", "detframe.data.convert:convert"),
+    "split": Verb(
+        "deal a data set out into splits that are alike in classes and keep groups whole",
+        "detframe.curation.split:split",
+    ),
     "profile": Verb(
         "measure what the images of a site are like, for augmentation and monitoring",
         "detframe.analysis.profile:profile",

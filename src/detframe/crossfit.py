@@ -21,6 +21,7 @@ from rich.rule import Rule
 
 from detframe.analysis.prediction_table import rows_of_table
 from detframe.analysis.row_metrics import mean_average_precision
+from detframe.curation.split import image_groups, instances
 from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.coco import write_coco
 from detframe.data.sources import read_split
@@ -33,7 +34,8 @@ Train a detector for each of k folds of the training split and let it predict th
   python -m detframe crossfit --config CONFIG --out runs/crossfit
 
 Options that are not listed here are those of `detframe fit`, such as --data.root or --trainer.max_epochs. The folds are
-alike in classes, and images of one group stay in one. Killed and called again, it goes on where it was.
+alike in classes; files of one content and images of one group stay in one. Killed and called again, it goes on where it
+was.
 
 Written to OUT: train_predictions.parquet, the table of all folds; train_metrics.json; config.yaml, the configuration of
 all; fold0, fold1 ..., each with a run's folder. Data sets stay where they are.
@@ -128,14 +130,13 @@ def plan_folds(config: dict[str, Any], given: Any) -> Plan:  # noqa: ANN401 - ar
     if data.get("train") is None:
         raise DataError("The configuration names no data.train to make folds of. Name the split.")
     train = read_split(Path(data["root"]), str(data["train"]), data.get("images") and Path(data["images"]))
-    groups = _groups(train, given.groups or data.get("group_by"))
+    groups = image_groups(train, given.groups or data.get("group_by"))
     if not 2 <= given.folds <= len(set(groups)):
         raise DataError(
             f"--folds {given.folds}: {len(set(groups))} groups of images allow 2 to {len(set(groups))} folds."
         )
-    counts = np.zeros((len(train), len(train.categories)), dtype=np.int64)
-    np.add.at(counts, (np.repeat(np.arange(len(train)), np.diff(train.offsets)), train.labels), 1)
-    plan = Plan(config, train, assign_folds(groups, counts, [1.0] * given.folds, given.seed), given.folds, given.out)
+    fold_of = assign_folds(groups, instances(train), [1.0] * given.folds, given.seed)
+    plan = Plan(config, train, fold_of, given.folds, given.out)
     note = {"annotations_hash": train.annotations_hash(), "fold_of_image": plan.fold_of, "config": _comparable(config)}
     path = given.out / "folds.json"
     if path.is_file():
@@ -199,17 +200,6 @@ def write_table(plan: Plan, table: pa.Table) -> Path:
     (plan.out / _CONFIG).write_text(yaml.safe_dump(plan.config, sort_keys=False), encoding="utf-8")
     pq.write_table(table, plan.out / TABLE)
     return plan.out / TABLE
-
-
-def _groups(train: AnnotationIndex, column: str | None) -> list[int]:
-    """The number of each image's group; each image is its own where there is no column."""
-    if column is None:
-        return list(range(len(train)))
-    absent = [i for i in range(len(train)) if not train.metadata or column not in train.metadata[i]]
-    if absent:
-        raise DataError(f"{train.source}: image {train.image_ids[absent[0]]} has no {column!r} to group by.")
-    names = [str(metadata[column]) for metadata in train.metadata]
-    return [int(group) for group in np.unique(names, return_inverse=True)[1]]
 
 
 def _with_whole_names(index: AnnotationIndex) -> AnnotationIndex:

@@ -56,13 +56,49 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
 
 
 def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Console) -> int:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is not empty, and nothing is ever overwritten. Name a new folder, or empty this one.")
+    require_empty(out)
     readings = read_splits(data)
     indices = {split: require_sound(reading) for split, reading in readings.items()}
+    uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
+    return write_splits(indices, out, to, images, uncarried, console)
+
+
+def require_empty(out: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        DataError: It does, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: is not empty, and nothing is ever overwritten. Name a new folder, or empty this one.")
+
+
+def write_splits(
+    indices: dict[str, AnnotationIndex],
+    out: Path,
+    to: Format,
+    images: Transfer,
+    uncarried: Counter[str],
+    console: Console,
+) -> int:
+    """Write splits as a data set with their images, read it back, compare, and say in words what was done.
+
+    Args:
+        indices: By name.
+        out: Folder to make; :func:`require_empty`.
+        to: Format to write.
+        images: How the images get there.
+        uncarried: What the reader had no place for, for the output.
+        console: Where that goes.
+
+    Returns:
+        0, or 1 where what is read back differs.
+
+    Raises:
+        DataError: Classes differ between splits, or an image is missing.
+    """
     _require_same_classes(indices)
     _require_images(indices)
-    uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
     if to != "coco":
         indices = {split: _with_sizes(index) for split, index in indices.items()}
         outlines = sum(s is not None for index in indices.values() for s in index.segmentations)
