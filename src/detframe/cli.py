@@ -20,6 +20,9 @@ class Verb(NamedTuple):
 VERBS = {
     "check": Verb("list every fault of a data set and sum it up", "detframe.data.checks:check"),
     "convert": Verb("write a data set as COCO, Pascal VOC or YOLO", "detframe.data.convert:convert"),
+    "duplicates": Verb(
+        "find images that are one picture, within and across splits", "detframe.curation.duplicates:duplicates"
+    ),
     "split": Verb(
         "deal a data set out into splits that are alike in classes and keep groups whole",
         "detframe.curation.split:split",

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from detframe.data.annotations import AnnotationIndex, DataError, build_index, require_sound
 from detframe.data.convert import Format, Transfer, require_empty, write_splits
+from detframe.data.fingerprints import fingerprints
+from detframe.data.near_duplicates import groups_of, near_duplicates
 from detframe.data.sources import read_splits
 from detframe.data.stratified import assign_folds
 
@@ -32,9 +34,10 @@ def split(
     """Deal the images of a data set out into train, val and test, alike in classes, with groups in one split.
 
     All images of DATA are dealt, whatever split they are in now. Each split gets its share of every class, by instances
-    and by images, and of the images without boxes, as far as groups allow. Files with the same content always stay in
-    one split; so do images with the same value in the column --groups of their metadata, such as a board, a patient or
-    a camera. DATA stays as it is; what is written is read back and compared.
+    and by images, and of the images without boxes, as far as groups allow. Images that are nearly the same, as
+    `detframe duplicates` finds them, stay in one split; so do images with the same value in the column --groups of
+    their metadata, such as a board, a patient or a camera. DATA stays as it is; what is written is read back and
+    compared.
 
     Exit code: 0 when all is written; 1 when the comparison differs; 2, with nothing written, when the input cannot be
     used.
@@ -112,30 +115,28 @@ def pooled(indices: dict[str, AnnotationIndex]) -> AnnotationIndex:
 
 
 def image_groups(index: AnnotationIndex, column: str | None) -> list[int]:
-    """The number of each image's group, ``[I]``: files of one content, and images of one value of a column.
+    """The number of each image's group, ``[I]``: images of one picture, and images of one value of a column.
 
     Raises:
         DataError: An image has no such column.
     """
-    parent = list(range(len(index)))
-
-    def root(image: int) -> int:
-        while parent[image] != image:
-            parent[image] = parent[parent[image]]
-            image = parent[image]
-        return image
-
-    keys: list[list[object]] = [list(index.image_digests())]
+    values = list(range(len(index)))
     if column is not None:
         for i in range(len(index)):
             if not index.metadata or column not in index.metadata[i]:
                 raise DataError(f"{index.source}: image {index.image_ids[i]} has no {column!r} to group by.")
-        keys.append([str(metadata[column]) for metadata in index.metadata])
-    for of_images in keys:
-        first: dict[object, int] = {}
-        for image, key in enumerate(of_images):
-            parent[root(image)] = root(first.setdefault(key, image))
-    return [root(image) for image in range(len(index))]
+        values = np.unique([str(metadata[column]) for metadata in index.metadata], return_inverse=True)[1].tolist()
+    pairs = near_duplicates(
+        fingerprints([index.path(i) for i in range(len(index))], show_progress=True), show_progress=True
+    )
+    of_picture = groups_of(pairs, len(index))
+    group_of_value = {value: value for value in values}
+    first: dict[int, int] = {}
+    for picture, value in zip(of_picture, values, strict=True):  # a picture in two values makes them one
+        one, other = group_of_value[first.setdefault(picture, value)], group_of_value[value]
+        if one != other:
+            group_of_value = {v: one if group == other else group for v, group in group_of_value.items()}
+    return [group_of_value[value] for value in values]
 
 
 def instances(index: AnnotationIndex) -> NDArray[np.int64]:

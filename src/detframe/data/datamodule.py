@@ -70,6 +70,7 @@ class DetectionDataModule(LightningDataModule):
             where an accelerator does the training, and none where the CPU does and would wait for them.
         augmentation: Moves a training batch on the device; null leaves it as it is.
         on_bad_image: ``error`` stops at an image that cannot be read; ``skip`` counts and names it at the epoch's end.
+        allow_leakage: Train even where files of the training split are in validation or test as well.
         synthetic: Draw the quickstart data set into ``root`` if it is not there yet.
         seed: Of the held-out choice and of the synthetic data set.
     """
@@ -93,6 +94,7 @@ class DetectionDataModule(LightningDataModule):
         num_workers: int | None = None,
         augmentation: Augmentation | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
+        allow_leakage: bool = False,
         synthetic: bool = False,
         seed: int = 0,
     ) -> None:
@@ -112,6 +114,7 @@ class DetectionDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.augmentation = augmentation
         self.on_bad_image = on_bad_image
+        self.allow_leakage = allow_leakage
         self.synthetic = synthetic
         self.seed = seed
         self._seed_of_run = seed
@@ -133,9 +136,15 @@ class DetectionDataModule(LightningDataModule):
             write_dataset(self.root, seed=self.seed)
 
     def setup(self, stage: str) -> None:
-        """Before a training, show the augmentation the data."""
+        """Before a training, refuse leakage and show the augmentation the data."""
         if stage != "fit":
             return
+        if not self.allow_leakage:
+            for name in ("val", "test"):
+                given = name == "val" or self.splits[name] is not None
+                # To name one split as both is asked for: whether a network can learn a few images by heart.
+                if given and self.splits[name] != self.splits["train"]:
+                    require_apart(self.index("train"), self.index(name), name)
         self._seed_of_run = int(os.environ.get("PL_GLOBAL_SEED", self.seed))  # Lightning's, the same on all processes
         if self.augmentation is not None:
             self.augmentation.prepare(self.dataset("train").objects())
@@ -293,6 +302,27 @@ def scaled_size(height: int, width: int, scales: tuple[float, float], multiple: 
 def _usable_cores() -> int:
     """Cores that this process may run on, which in a container or a batch job are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_apart(train: AnnotationIndex, other: AnnotationIndex, name: str) -> None:
+    """Refuse a split that has files of the same content as the training split.
+
+    Raises:
+        DataError: It does; the message names the first.
+    """
+    unreadable = hashlib.sha256().digest()
+    known = dict(zip(train.image_digests(), range(len(train)), strict=True))
+    shared = [
+        (i, known[digest]) for i, digest in enumerate(other.image_digests()) if digest in known and digest != unreadable
+    ]
+    if shared:
+        theirs, ours = shared[0]
+        raise DataError(
+            f"{len(shared)} of the {len(other)} images of {name} are in the training split as well, such as "
+            f"{other.path(theirs)}, which is {train.path(ours)} there: its figures would be too good. See `detframe "
+            "duplicates`, deal the images out anew with `detframe split`, or train all the same with "
+            "--data.allow_leakage true."
+        )
 
 
 def hold_out(

@@ -81,6 +81,23 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
+def read_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
+    """Decode an image file to grey ``[side, side]`` pixels, whatever its shape, upright and otherwise as read_image.
+
+    A large JPEG is decoded at a fraction of its size, three times as fast.
+
+    Raises:
+        ImageError: As of :func:`read_image`.
+    """
+    with _opened(path) as image:
+        image.draft("L", (side * 3 // 2, side * 3 // 2))  # Pillow takes the next larger of 1/1, 1/2, 1/4 and 1/8
+        image.load()
+        image = _upright(image)
+        if image.mode not in ("1", "L", "RGB") or image.has_transparency_data:
+            image = Image.fromarray(_to_rgb(image, path).permute(1, 2, 0).numpy())
+        return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
+
+
 class ImageHeader(NamedTuple):
     """What an image file says of itself before its pixels."""
 
