@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,11 +110,7 @@ class AnnotationIndex:
         return hashlib.sha256(b"".join(self.image_digests())).hexdigest()
 
     def image_digests(self) -> list[bytes]:
-        """``[M]`` SHA-256 of each image file's content, read once; a file that cannot be read counts as empty."""
-        return self._image_digests
-
-    @cached_property
-    def _image_digests(self) -> list[bytes]:
+        """``[M]`` SHA-256 of each image file's content; a file that cannot be read counts as empty."""
         with ThreadPoolExecutor() as pool:
             return list(pool.map(_file_digest, map(self.path, range(len(self)))))
 
