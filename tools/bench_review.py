@@ -65,7 +65,7 @@ def write_suggestions(data: Path, path: Path, count: int, split: str = "train", 
     """A queue of suggestions about the labels of a data set, of each kind as many; every other one is nonsense."""
     index = read_split(data, split)
     rng = np.random.default_rng(seed)
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    image_of_box = index.image_of_box()
     usable = np.flatnonzero((index.boxes[:, 2:] - index.boxes[:, :2] >= 4).all(axis=1))
     suggestions = []
     for i, row in enumerate(rng.choice(usable, count, replace=False).tolist()):

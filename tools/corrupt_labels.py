@@ -30,7 +30,7 @@ KINDS = (LabelError.MISSING, LabelError.WRONG_CLASS, LabelError.BAD_BOX, LabelEr
 
 def truths_of(index: AnnotationIndex) -> TruthRows:
     """The labels of a split as rows, in its order; images by their place."""
-    owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owners = index.image_of_box()
     return TruthRows(
         images=torch.from_numpy(owners),
         boxes=torch.from_numpy(index.boxes).float(),
@@ -71,7 +71,7 @@ def ids_of(noisy: NoisyLabels, clean: AnnotationIndex) -> NDArray[np.int64]:
 def sound_labels(index: AnnotationIndex) -> AnnotationIndex:
     """The split without degenerate boxes, which no one could be asked about, and with the sizes of its images."""
     sizes = image_sizes(index)
-    owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owners = index.image_of_box()
     inside = index.boxes.clip(0, np.tile(sizes[owners][:, ::-1], 2))
     kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
     return build_index(

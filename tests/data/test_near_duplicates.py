@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from detframe.data.fingerprints import ORIENTATIONS, fingerprints, oriented
-from detframe.data.near_duplicates import Pairs, groups_of, near_duplicates
+from detframe.data.near_duplicates import groups_of, near_duplicates
 from detframe.data.registration import aligned, correlations, differences, sampled
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
@@ -85,8 +85,7 @@ def test_only_pairs_across_splits_are_sought_where_splits_are_given(images: list
 
 
 def test_groups_are_what_pairs_lead_to() -> None:
-    pairs = Pairs(np.array([0, 1, 3]), np.array([1, 4, 5]), np.zeros(3, dtype=np.float32))
-    assert groups_of(pairs, 7) == [0, 0, 2, 3, 0, 3, 6]
+    assert groups_of(np.array([0, 1, 3]), np.array([1, 4, 5]), 7) == [0, 0, 2, 3, 0, 3, 6]
 
 
 def test_orientations_are_all_eight_and_each_its_name() -> None:

@@ -235,7 +235,7 @@ def _table(
     index: AnnotationIndex, sizes: NDArray[np.int64], detections: DetectionRows, category_ids: NDArray[np.int64]
 ) -> pa.Table:
     """Detections and objects, matched, as `detframe test` writes them."""
-    owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owners = index.image_of_box()
     limits = torch.from_numpy(np.tile(sizes[owners][:, ::-1], 2)).float()  # [N, 4] width, height, width, height
     boxes = torch.minimum(torch.from_numpy(index.boxes).float().clamp(min=0), limits)
     live = (box_area(boxes) > 0).numpy()

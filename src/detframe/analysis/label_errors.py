@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detframe.analysis.diagnosis import COCO_IOUS
 from detframe.analysis.evaluation import Evaluation, read_run
 from detframe.analysis.prediction_table import TableRows, rows_of_table
 from detframe.data.annotations import AnnotationIndex, DataError
@@ -261,7 +262,7 @@ def matches_mended(before: Label | None, after: Label | None) -> float:
     if before.class_name != after.class_name:
         return 2.0
     overlap = _overlap(torch.tensor(before.box), torch.tensor(after.box))
-    return 2 * float((torch.linspace(0.5, 0.95, 10) > overlap).float().mean())
+    return 2 * float(np.mean(np.array(COCO_IOUS) > overlap))
 
 
 def _overlap(box: Tensor, other: Tensor) -> float:

@@ -211,14 +211,14 @@ def judge(
     )
     beside = torch.tensor(partners, dtype=torch.int64)
     known = ~vectors[own].isnan().any(dim=1)
-    typicality, alike, neighbours = among_objects(vectors[own], labels, training)
+    typicality, alike, neighbours = _among_objects(vectors[own], labels, training)
     right = torch.full((len(found),), torch.nan, dtype=torch.float64)
     suspicion = torch.zeros_like(right)  # of an object that no detection is near, nothing speaks against the label
     with_detection = beside >= 0
     rows = detection_rows[beside[with_detection]]
     detected = errors.detections.labels[beside[with_detection]]
     right[with_detection] = _right(vectors[rows], detected, training)
-    typical = among_objects(vectors[rows], detected, training)[0]
+    typical = _among_objects(vectors[rows], detected, training)[0]
     suspicion[with_detection] = right[with_detection] * typical / (typical + LIMIT)
     doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in found], dtype=torch.bool)
     suspicion[doubled] = 0.0  # the label is what made the other one right
@@ -293,7 +293,7 @@ def _partner(diagnosis: Diagnosis, mistake: Mistake, wrong: Tensor) -> int:
     return int(near[best]) if overlap[best] >= _NEAR else -1
 
 
-def among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple[Tensor, Tensor, Neighbours]:
+def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple[Tensor, Tensor, Neighbours]:
     """P-values ``[M]``, number of training objects alike ``[M]``, and the nearest of all of them, of the class."""
     typicality = torch.zeros(len(vectors), dtype=torch.float64)
     alike = torch.zeros(len(vectors), dtype=torch.int64)

@@ -15,7 +15,6 @@ from rich.table import Table
 from detframe.curation.diff_page import write_diff_page
 from detframe.curation.differences import LABEL_CHANGES, ChangedLabel, Pair, Version, compare, in_words, name_of
 from detframe.curation.labels import labels_of_image
-from detframe.curation.lineage import split_hashes
 from detframe.data.annotations import DataError, require_sound
 from detframe.data.label_queue import json_of_label
 from detframe.data.sources import read_splits
@@ -144,7 +143,7 @@ def _document(
     a: Path, b: Path, first: Version, second: Version, pairs: Sequence[Pair], counts: Counts
 ) -> dict[str, Any]:
     hashes = [
-        {split: split_hashes(index, version.digests[split]) for split, index in version.splits.items()}
+        {split: index.hashes(version.digests[split]) for split, index in version.splits.items()}
         for version in (first, second)
     ]
     images = [

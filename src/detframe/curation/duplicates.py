@@ -116,7 +116,7 @@ def grouped(indices: dict[str, AnnotationIndex], pairs: Pairs) -> list[Group]:
         for split, index in indices.items()
         for i in range(len(index))
     ]
-    group_of = np.array(groups_of(pairs, len(members)), dtype=np.int64)
+    group_of = np.array(groups_of(pairs.first, pairs.second, len(members)), dtype=np.int64)
     result = []
     for number in np.unique(group_of[pairs.first]).tolist():
         positions = np.flatnonzero(group_of == number).tolist()

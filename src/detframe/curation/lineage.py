@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,20 +14,6 @@ from detframe.data.annotations import AnnotationIndex
 from detframe.data.sources import LINEAGE_FILE
 
 _FORMAT = "detframe lineage 1"
-
-
-def split_hashes(index: AnnotationIndex, digests: Sequence[bytes]) -> dict[str, str]:
-    """Hashes of a split as a run's ``data_manifest.json`` has them.
-
-    Args:
-        index: The split.
-        digests: ``[M]`` SHA-256 of its images.
-    """
-    parts = {
-        "annotations_hash": index.annotations_hash(),
-        "images_hash": hashlib.sha256(b"".join(digests)).hexdigest(),
-    }
-    return {"hash": hashlib.sha256("".join(parts.values()).encode()).hexdigest(), **parts}
 
 
 def lineage_of(
@@ -56,12 +41,12 @@ def lineage_of(
         "detframe": __version__,
         "parent": {
             "data": str(data),
-            "splits": {split: split_hashes(index, digests[split]) for split, index in before.items()},
+            "splits": {split: index.hashes(digests[split]) for split, index in before.items()},
             "lineage": read_lineage(data),
         },
         "splits": {
             split: {
-                **split_hashes(index, _in_order_of(index, before[split], digests[split])),
+                **index.hashes(_in_order_of(index, before[split], digests[split])),
                 "boxes_before": len(before[split].boxes),
                 "boxes": len(index.boxes),
             }

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detframe.data.annotations import AnnotationIndex, DataError, build_index, require_sound
-from detframe.data.convert import Format, Transfer, require_empty, write_splits
+from detframe.data.convert import Format, Transfer, require_empty, require_same_classes, write_splits
 from detframe.data.fingerprints import fingerprints
 from detframe.data.near_duplicates import groups_of, near_duplicates
 from detframe.data.sources import read_splits
@@ -87,15 +87,13 @@ def pooled(indices: dict[str, AnnotationIndex]) -> AnnotationIndex:
     Raises:
         DataError: Their classes differ.
     """
-    first = next(iter(indices.values()))
-    for name, index in indices.items():
-        if index.categories != first.categories:
-            raise DataError(f"{index.source}: the classes of {name} are others than those of {next(iter(indices))}.")
+    require_same_classes(indices)
     parts = list(indices.values())
+    first = parts[0]
     root = Path(os.path.commonpath([index.image_root.resolve() for index in parts]))
     image_ids = _distinct(np.concatenate([index.image_ids for index in parts]))
-    starts = np.cumsum([0, *(len(index) for index in parts)])
-    owners = [np.repeat(np.arange(len(index)), np.diff(index.offsets)) for index in parts]
+    starts = np.cumsum([0, *(len(index) for index in parts[:-1])]).tolist()
+    owners = [index.image_of_box() + start for index, start in zip(parts, starts, strict=True)]
     return build_index(
         source=first.source,
         image_root=root,
@@ -103,7 +101,7 @@ def pooled(indices: dict[str, AnnotationIndex]) -> AnnotationIndex:
         image_ids=image_ids,
         file_names=[os.path.relpath(index.path(i).resolve(), root) for index in parts for i in range(len(index))],
         image_sizes=np.concatenate([index.image_sizes for index in parts]),
-        image_of_box=np.concatenate([own + start for own, start in zip(owners, starts[:-1], strict=True)]),
+        image_of_box=np.concatenate(owners),
         boxes=np.concatenate([index.boxes for index in parts]),
         labels=np.concatenate([index.labels for index in parts]),
         ignore=np.concatenate([index.ignore for index in parts]),
@@ -120,29 +118,21 @@ def image_groups(index: AnnotationIndex, column: str | None) -> list[int]:
     Raises:
         DataError: An image has no such column.
     """
-    values = list(range(len(index)))
+    pairs = []
     if column is not None:
-        for i in range(len(index)):
-            if not index.metadata or column not in index.metadata[i]:
-                raise DataError(f"{index.source}: image {index.image_ids[i]} has no {column!r} to group by.")
-        values = np.unique([str(metadata[column]) for metadata in index.metadata], return_inverse=True)[1].tolist()
-    pairs = near_duplicates(
-        fingerprints([index.path(i) for i in range(len(index))], show_progress=True), show_progress=True
-    )
-    of_picture = groups_of(pairs, len(index))
-    group_of_value = {value: value for value in values}
-    first: dict[int, int] = {}
-    for picture, value in zip(of_picture, values, strict=True):  # a picture in two values makes them one
-        one, other = group_of_value[first.setdefault(picture, value)], group_of_value[value]
-        if one != other:
-            group_of_value = {v: one if group == other else group for v, group in group_of_value.items()}
-    return [group_of_value[value] for value in values]
+        _, first, group = np.unique(index.column(column), return_index=True, return_inverse=True)
+        pairs.append((np.arange(len(index)), first[group]))
+    found = fingerprints([index.path(i) for i in range(len(index))], show_progress=True)
+    near = near_duplicates(found, show_progress=True)
+    pairs.append((near.first, near.second))
+    one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return groups_of(one, other, len(index))
 
 
 def instances(index: AnnotationIndex) -> NDArray[np.int64]:
     """How many boxes of each class each image has, ``[I, C]``."""
     counts = np.zeros((len(index), len(index.categories)), dtype=np.int64)
-    np.add.at(counts, (np.repeat(np.arange(len(index)), np.diff(index.offsets)), index.labels), 1)
+    np.add.at(counts, (index.image_of_box(), index.labels), 1)
     return counts
 
 
@@ -153,11 +143,8 @@ def _distinct(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def _table(parts: dict[str, AnnotationIndex]) -> Table:
     """Images and instances of each class by split, with the split's share of them."""
     table = Table("", *parts)
-    columns = {
-        name: [len(index), *np.bincount(index.labels, minlength=len(index.categories))] for name, index in parts.items()
-    }
-    names = ["images", *next(iter(parts.values())).class_names]
-    for row, name in enumerate(names):
-        values = [int(column[row]) for column in columns.values()]
+    columns = [[len(index), *instances(index).sum(axis=0).tolist()] for index in parts.values()]
+    for row, name in enumerate(["images", *next(iter(parts.values())).class_names]):
+        values = [column[row] for column in columns]
         table.add_row(name, *(f"{value} ({value / max(sum(values), 1):.1%})" for value in values))
     return table

@@ -20,6 +20,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Endings, in lower case, by which an image is recognised in a folder."""
 
+UNREADABLE = hashlib.sha256().digest()
+"""What stands for the content of a file that cannot be read."""
+
 _ERRORS_NAMED = 5
 _OF_IMAGES = ("images-not-found", "missing-image", "unreadable-image")
 
@@ -92,6 +95,21 @@ class AnnotationIndex:
         """Rows of the box arrays that belong to image ``image`` (its position)."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
+    def image_of_box(self) -> NDArray[np.int64]:
+        """``[N]`` position of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def column(self, name: str) -> list[str]:
+        """``[M]`` what a column of the images' metadata says of each.
+
+        Raises:
+            DataError: An image has no such column.
+        """
+        missing = [i for i in range(len(self)) if not self.metadata or name not in self.metadata[i]]
+        if missing:
+            raise DataError(f"{self.source}: image {self.image_ids[missing[0]]} has no {name!r} to group by.")
+        return [str(metadata[name]) for metadata in self.metadata]
+
     def annotations_hash(self) -> str:
         """SHA-256 of names, boxes, labels, flags and outlines where there are, whatever format they were read from."""
         digest = hashlib.sha256()
@@ -107,12 +125,21 @@ class AnnotationIndex:
 
     def images_hash(self) -> str:
         """SHA-256 of the image files' content, in order; a file that cannot be read counts as empty."""
-        return hashlib.sha256(b"".join(self.image_digests())).hexdigest()
+        return _joined(self.image_digests())
+
+    def hashes(self, image_digests: Sequence[bytes]) -> dict[str, str]:
+        """SHA-256 of the split: ``hash`` of all of it, and ``annotations_hash`` and ``images_hash`` apart.
+
+        Args:
+            image_digests: Of :meth:`image_digests`, which reads all images.
+        """
+        parts = {"annotations_hash": self.annotations_hash(), "images_hash": _joined(image_digests)}
+        return {"hash": hashlib.sha256("".join(parts.values()).encode()).hexdigest(), **parts}
 
     def image_digests(self) -> list[bytes]:
         """``[M]`` SHA-256 of each image file's content; a file that cannot be read counts as empty."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(_file_digest, map(self.path, range(len(self)))))
+            return list(pool.map(_digest_or_empty, map(self.path, range(len(self)))))
 
     def subset(self, images: Sequence[int] | NDArray[np.int64]) -> AnnotationIndex:
         """The same index with only the images at these positions, in this order."""
@@ -139,15 +166,29 @@ class AnnotationIndex:
         )
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: No file can have this name.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def _joined(digests: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest_or_empty(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.digest()
-    except (OSError, ValueError):  # the latter at names that no file can have
-        return hashlib.sha256().digest()
+        return file_digest(path)
+    except (OSError, ValueError):
+        return UNREADABLE
 
 
 @dataclass(frozen=True)

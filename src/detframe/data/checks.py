@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from detframe.data.annotations import AnnotationIndex, DataError, Fault, Reading
+from detframe.data.annotations import AnnotationIndex, DataError, Fault, Reading, file_digest
 from detframe.data.sources import read_splits
 
 _OUTSIDE_TOLERANCE = 0.01  # pixels: what a conversion may round
@@ -142,7 +141,7 @@ def box_faults(index: AnnotationIndex, sizes: NDArray[np.int64]) -> list[Fault]:
         index: Images and boxes.
         sizes: ``[M, 2]`` (height, width) of the image files; where 0, the sizes that the index states are taken.
     """
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    image_of_box = index.image_of_box()
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
     degenerate = np.asarray((sides <= 0).any(axis=1))
     limits = np.where(sizes > 0, sizes, index.image_sizes)[image_of_box][:, ::-1]  # [N, 2] (width, height)
@@ -210,7 +209,7 @@ def content_faults(files: dict[str, list[ImageFile]]) -> list[Fault]:
     faults = []
     for group in by_length.values():
         for split, file in group if len(group) > 1 else ():
-            other_split, other = first.setdefault(_digest(file.path), (split, file))
+            other_split, other = first.setdefault(file_digest(file.path), (split, file))
             if other is file:
                 continue
             if other_split != split:
@@ -273,14 +272,6 @@ def _image_files(
     with ThreadPoolExecutor(workers or None) as pool:
         for start in track(starts, f"Reading the images of {split}", console=console, transient=True):
             yield from pool.map(inspect, map(index.path, range(start, min(start + _FILES_AT_ONCE, len(index)))))
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.blake2b()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
 
 
 def _print_faults(console: Console, faults: list[Fault], data: Path) -> None:

@@ -88,7 +88,7 @@ def write_coco(index: AnnotationIndex, path: Path) -> None:
     category_ids = np.array([category.id for category in index.categories], dtype=np.int64)
     columns = zip(
         index.annotation_ids.tolist(),
-        np.repeat(index.image_ids, np.diff(index.offsets)).tolist(),
+        index.image_ids[index.image_of_box()].tolist(),
         category_ids[index.labels].tolist(),
         rows.tolist(),
         index.areas.round(_DECIMALS).tolist(),

@@ -97,7 +97,7 @@ def write_splits(
     Raises:
         DataError: Classes differ between splits, or an image is missing.
     """
-    _require_same_classes(indices)
+    require_same_classes(indices)
     _require_images(indices)
     if to != "coco":
         indices = {split: _with_sizes(index) for split, index in indices.items()}
@@ -173,14 +173,19 @@ def _metadata(index: AnnotationIndex, position: int) -> dict[str, object]:
 
 
 def _image_id_of_box(index: AnnotationIndex) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.repeat(index.image_ids, np.diff(index.offsets))
+    return index.image_ids[index.image_of_box()]
 
 
 def _class_id_of_box(index: AnnotationIndex) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.array([category.id for category in index.categories], dtype=np.int64)[index.labels]
 
 
-def _require_same_classes(indices: dict[str, AnnotationIndex]) -> None:
+def require_same_classes(indices: dict[str, AnnotationIndex]) -> None:
+    """Refuse splits whose classes differ.
+
+    Raises:
+        DataError: They do; the message has both lists.
+    """
     (first, reference), *others = indices.items()
     for split, index in others:
         if index.categories != reference.categories:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_prefixed_message, rank_ze
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from detframe.data.annotations import AnnotationIndex, DataError
+from detframe.data.annotations import UNREADABLE, AnnotationIndex, DataError
 from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.sampling import RepeatFactorSampler, repeat_factors
 from detframe.data.sources import read_split
@@ -120,6 +119,7 @@ class DetectionDataModule(LightningDataModule):
         self._seed_of_run = seed
         self._indices: dict[str, AnnotationIndex] = {}
         self._datasets: dict[str, DetectionDataset] = {}
+        self._digests: dict[str, list[bytes]] = {}
         self._hashes: dict[str, dict[str, str]] = {}
 
     @property
@@ -144,7 +144,7 @@ class DetectionDataModule(LightningDataModule):
                 given = name == "val" or self.splits[name] is not None
                 # To name one split as both is asked for: whether a network can learn a few images by heart.
                 if given and self.splits[name] != self.splits["train"]:
-                    require_apart(self.index("train"), self.index(name), name)
+                    self._require_apart(name)
         self._seed_of_run = int(os.environ.get("PL_GLOBAL_SEED", self.seed))  # Lightning's, the same on all processes
         if self.augmentation is not None:
             self.augmentation.prepare(self.dataset("train").objects())
@@ -189,11 +189,33 @@ class DetectionDataModule(LightningDataModule):
     def hashes(self, name: str) -> dict[str, str]:
         """SHA-256 of a split, found once: ``hash`` of all of it, and ``annotations_hash`` and ``images_hash`` apart."""
         if name not in self._hashes:
-            index = self.index(name)
-            parts = {"annotations_hash": index.annotations_hash(), "images_hash": index.images_hash()}
-            whole = hashlib.sha256("".join(parts.values()).encode()).hexdigest()
-            self._hashes[name] = {"hash": whole, **parts}
+            self._hashes[name] = self.index(name).hashes(self._image_digests(name))
         return self._hashes[name]
+
+    def _image_digests(self, name: str) -> list[bytes]:
+        """Of a split's images, read once."""
+        if name not in self._digests:
+            self._digests[name] = self.index(name).image_digests()
+        return self._digests[name]
+
+    def _require_apart(self, name: str) -> None:
+        """Refuse a split that has files of the same content as the training split.
+
+        Raises:
+            DataError: It does; the message names the first.
+        """
+        train, other = self.index("train"), self.index(name)
+        known = dict(zip(self._image_digests("train"), range(len(train)), strict=True))
+        known.pop(UNREADABLE, None)
+        shared = [(i, known[digest]) for i, digest in enumerate(self._image_digests(name)) if digest in known]
+        if shared:
+            theirs, ours = shared[0]
+            raise DataError(
+                f"{len(shared)} of the {len(other)} images of {name} are in the training split as well, such as "
+                f"{other.path(theirs)}, which is {train.path(ours)} there: its figures would be too good. See "
+                "`detframe duplicates`, deal the images out anew with `detframe split`, or train all the same with "
+                "--data.allow_leakage true."
+            )
 
     def dataset(self, name: str) -> DetectionDataset:
         """Data set of a split, made once; degenerate boxes are counted in the log."""
@@ -304,27 +326,6 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def require_apart(train: AnnotationIndex, other: AnnotationIndex, name: str) -> None:
-    """Refuse a split that has files of the same content as the training split.
-
-    Raises:
-        DataError: It does; the message names the first.
-    """
-    unreadable = hashlib.sha256().digest()
-    known = dict(zip(train.image_digests(), range(len(train)), strict=True))
-    shared = [
-        (i, known[digest]) for i, digest in enumerate(other.image_digests()) if digest in known and digest != unreadable
-    ]
-    if shared:
-        theirs, ours = shared[0]
-        raise DataError(
-            f"{len(shared)} of the {len(other)} images of {name} are in the training split as well, such as "
-            f"{other.path(theirs)}, which is {train.path(ours)} there: its figures would be too good. See `detframe "
-            "duplicates`, deal the images out anew with `detframe split`, or train all the same with "
-            "--data.allow_leakage true."
-        )
-
-
 def hold_out(
     index: AnnotationIndex, fraction: float, group_by: str | None, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -342,12 +343,7 @@ def hold_out(
     Raises:
         DataError: An image has no such column, or there are fewer than two groups.
     """
-    groups: Sequence[Any] = range(len(index))
-    if group_by is not None:
-        missing = [i for i in range(len(index)) if not index.metadata or group_by not in index.metadata[i]]
-        if missing:
-            raise DataError(f"{index.source}: image {index.image_ids[missing[0]]} has no {group_by!r} to group by.")
-        groups = [str(metadata[group_by]) for metadata in index.metadata]
+    groups: Sequence[Any] = range(len(index)) if group_by is None else index.column(group_by)
     names, membership = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"{index.source}: one group cannot be split. Give `data.val`, or another `group_by`.")

@@ -134,7 +134,7 @@ class DetectionDataset(Dataset["Sample | None"]):
             ImageError: An image without a stated size cannot be read; of ``read_image``, that image cannot be.
         """
         index = self.index
-        owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        owners = index.image_of_box()
         rows = np.flatnonzero(self._usable & ~index.ignore)
         sizes = self._sizes(np.unique(owners[rows]))
         rows = rows[sizes[owners[rows], 0] > 0]

@@ -7,7 +7,6 @@ eight orientations, as one matrix product. :mod:`detframe.data.near_duplicates` 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+
+from detframe.data.annotations import file_digest
 
 SIDE, DETAIL = 64, 256
 """Pixels of a thumbnail's side, and of that of the picture that has the last word."""
@@ -78,7 +79,7 @@ def fingerprints(paths: Sequence[Path], workers: int = 0, show_progress: bool = 
 
     def read(path: Path) -> tuple[NDArray[np.uint8], bytes, str]:
         try:
-            return read_thumbnail(path, DETAIL), _digest(path), ""
+            return read_thumbnail(path, DETAIL), file_digest(path), ""
         except ImageError as error:
             return np.zeros((DETAIL, DETAIL), dtype=np.uint8), b"", str(error).removeprefix(f"{path}: ")
 
@@ -210,11 +211,3 @@ def _rank_in_runs(values: NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     lengths = np.diff(np.append(starts, len(values)))
     return np.arange(len(values)) - np.repeat(starts, lengths)
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()

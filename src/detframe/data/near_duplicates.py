@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from detframe.data.fingerprints import Candidates, Fingerprints, candidates, oriented
 from detframe.data.registration import aligned, correlations, differences
@@ -62,14 +64,13 @@ def near_duplicates(found: Fingerprints, splits: NDArray[np.int64] | None = None
     )
 
 
-def groups_of(pairs: Pairs, images: int) -> list[int]:
-    """The number of each image's group, ``[M]``: the lowest position that pairs lead to."""
-    group = list(range(images))
-    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
-        one, other = group[first], group[second]
-        if one != other:
-            group = [min(one, other) if number in (one, other) else number for number in group]
-    return group
+def groups_of(first: NDArray[np.int64], second: NDArray[np.int64], images: int) -> list[int]:
+    """The number of each image's group, ``[M]``: the lowest position that pairs ``[P]`` of positions lead to."""
+    edges = np.ones(len(first)), (first, second)
+    graph = coo_array(edges, (images, images))  # type: ignore[no-untyped-call]
+    _, members = connected_components(graph, directed=False)
+    _, lowest = np.unique(members, return_index=True)
+    return [int(position) for position in lowest[members]]
 
 
 def _equal_files(digests: list[bytes], splits: NDArray[np.int64] | None) -> dict[tuple[int, int], float]:

@@ -21,7 +21,7 @@ def repeat_factors(index: AnnotationIndex, threshold: float) -> NDArray[np.float
         index: Images and boxes.
         threshold: Share of the images below which a class is repeated, 0..1. LVIS takes 0.001.
     """
-    owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owners = index.image_of_box()
     pairs = np.unique(np.stack((owners, index.labels), axis=1)[~index.ignore], axis=0)  # an image and a class it has
     images = np.bincount(pairs[:, 1], minlength=len(index.categories))
     of_class = np.sqrt(threshold * len(index) / images.clip(min=1)).clip(min=1)

@@ -109,7 +109,7 @@ def write_yolo(splits: Mapping[str, AnnotationIndex], root: Path) -> None:
 
 def sayable_in_yolo(index: AnnotationIndex) -> NDArray[np.bool_]:
     """Which boxes ``[N]`` a YOLO line can say: no ignore box, and all of its numbers in 0..1."""
-    sizes = np.repeat(index.image_sizes, np.diff(index.offsets), axis=0)
+    sizes = index.image_sizes[index.image_of_box()]
     numbers = _normalised(index.boxes, sizes)
     return ((numbers >= 0) & (numbers <= 1)).all(axis=1) & ~index.ignore
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detframe.boxes import pairwise_iou
 from detframe.metrics.rows import DetectionRows, PaddedRows, TruthRows, padded_images
 
 NEAR = 0.5
@@ -73,8 +74,8 @@ def _compare(padded: PaddedRows, sizes: Tensor, usual: _Usual, evidence: Evidenc
     detections, targets = padded.detections, padded.targets
     used, present = detections.valid, targets.valid
     detection_rows, truth_rows = padded.detection_rows[:, :-1][used], padded.truth_rows[:, :-1][present]
-    between = _overlaps(detections.boxes, detections.boxes) * (used[:, :, None] & used[:, None])  # [B, K, K]
-    overlap = _overlaps(detections.boxes, targets.boxes) * (used[:, :, None] & present[:, None])  # [B, K, N]
+    between = pairwise_iou(detections.boxes, detections.boxes) * (used[:, :, None] & used[:, None])  # [B, K, K]
+    overlap = pairwise_iou(detections.boxes, targets.boxes) * (used[:, :, None] & present[:, None])  # [B, K, N]
     limits = sizes.flip(1)[:, None]  # [B, 1, 2] width, height
     order = torch.arange(used.shape[1])
     score = detections.scores
@@ -86,7 +87,7 @@ def _compare(padded: PaddedRows, sizes: Tensor, usual: _Usual, evidence: Evidenc
     evidence.detections[detection_rows] = figures[used]
     if not overlap.shape[2]:
         return
-    twins = _overlaps(targets.boxes, targets.boxes) * (present[:, :, None] & present[:, None])  # [B, N, N]
+    twins = pairwise_iou(targets.boxes, targets.boxes) * (present[:, :, None] & present[:, None])  # [B, N, N]
     twins.diagonal(dim1=1, dim2=2).zero_()
     evidence.labels[truth_rows] = _label_figures(padded, overlap, twins, limits, usual)[present]
     own_twins = (twins * (targets.labels[:, :, None] == targets.labels[:, None])).max(dim=2)
@@ -223,15 +224,6 @@ def _crowd(valid: Tensor) -> Tensor:
 def _largest(values: Tensor, dim: int) -> Tensor:
     """Maximum, 0 of none."""
     return torch.nn.functional.pad(values, (0, 1)).amax(dim=dim)
-
-
-def _overlaps(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of the boxes of each image, ``[B, n, m]``."""
-    mine, theirs = (boxes.movedim(-1, 0).contiguous() for boxes in (first, second))  # [4, B, n]; by side it is quicker
-    starts = torch.maximum(mine[:2, ..., None], theirs[:2, :, None])
-    inner = torch.minimum(mine[2:, ..., None], theirs[2:, :, None]).sub_(starts).clamp_(min=0).prod(dim=0)
-    area, other = ((boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1) for boxes in (first, second))
-    return inner / (area[:, :, None] + other[:, None] - inner).clamp_(min=1e-6)
 
 
 def _rows(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
