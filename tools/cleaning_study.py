@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from bench_verdict import detframe
 from corrupt_labels import corrupt, ids_of, index_of, sound_labels, truths_of
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.coco import write_coco
@@ -103,13 +102,6 @@ def _left_out(truths: TruthRows, missing: Tensor, image: int, box: Tensor) -> in
         return None
     overlap, best = box_iou(truths.boxes[own], box[None]).flatten().max(dim=0)
     return int(own[best]) if overlap >= MATCH else None
-
-
-def detframe(*arguments: str) -> None:
-    """Run a verb in a process of its own."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "detframe", *arguments], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise SystemExit(done.returncode)
 
 
 def trained(folder: Path, labels: Path, options: Sequence[str]) -> dict[str, float]:

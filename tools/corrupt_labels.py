@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,20 +45,41 @@ def index_of(noisy: NoisyLabels, clean: AnnotationIndex) -> AnnotationIndex:
     truths, origins = noisy.truths, noisy.origins.numpy()
     kept = origins.clip(min=0)
     unmoved = (origins >= 0) & (noisy.errors.numpy() != LabelError.BAD_BOX)
-    return build_index(
-        source=clean.source,
-        image_root=clean.image_root,
-        categories=clean.categories,
-        image_ids=clean.image_ids,
-        file_names=clean.file_names,
-        image_sizes=clean.image_sizes,
+    return with_labels(
+        clean,
         image_of_box=truths.images.numpy(),
         boxes=np.where(unmoved[:, None], clean.boxes[kept], truths.boxes.double().numpy()),
         labels=truths.labels.numpy(),
         ignore=truths.ignore.numpy(),
         areas=np.where(unmoved, clean.areas[kept], np.nan),
         annotation_ids=ids_of(noisy, clean),
-        metadata=clean.metadata,
+    )
+
+
+def with_labels(
+    index: AnnotationIndex,
+    image_of_box: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    ignore: NDArray[np.bool_],
+    areas: NDArray[np.float64],
+    annotation_ids: NDArray[np.int64],
+) -> AnnotationIndex:
+    """The images of a split with other labels."""
+    return build_index(
+        source=index.source,
+        image_root=index.image_root,
+        categories=index.categories,
+        image_ids=index.image_ids,
+        file_names=index.file_names,
+        image_sizes=index.image_sizes,
+        image_of_box=image_of_box,
+        boxes=boxes,
+        labels=labels,
+        ignore=ignore,
+        areas=areas,
+        annotation_ids=annotation_ids,
+        metadata=index.metadata,
     )
 
 
@@ -74,20 +96,14 @@ def sound_labels(index: AnnotationIndex) -> AnnotationIndex:
     owners = index.image_of_box()
     inside = index.boxes.clip(0, np.tile(sizes[owners][:, ::-1], 2))
     kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
-    return build_index(
-        source=index.source,
-        image_root=index.image_root,
-        categories=index.categories,
-        image_ids=index.image_ids,
-        file_names=index.file_names,
-        image_sizes=sizes,
+    return with_labels(
+        replace(index, image_sizes=sizes),
         image_of_box=owners[kept],
         boxes=inside[kept],
         labels=index.labels[kept],
         ignore=index.ignore[kept],
         areas=index.areas[kept],
         annotation_ids=index.annotation_ids[kept],
-        metadata=index.metadata,
     )
 
 

@@ -25,56 +25,26 @@ from typing import Any
 import numpy as np
 import yaml
 
+import bench_verdict
 from bench_verdict import detframe, read_scenes, write_split
 from detframe.data.sources import read_split
+from detframe.unfinished import unfinished
 
 ARMS = ("mine", "random")
 HELD_OUT = 0.2  # of the images labelled first: the failure modes are measured on them
 
 
 def configuration(folder: Path, given: argparse.Namespace, init_from: Path | None, epochs: int) -> dict[str, Any]:
-    """A short training on ``train.json`` of a folder."""
-    flips = [{"class_path": f"kornia.augmentation.Random{way}Flip"} for way in ("Horizontal", "Vertical")]
+    """The short training of :mod:`bench_verdict` on ``train.json`` of a folder; nothing is chosen by validation."""
+    config = bench_verdict.configuration(folder, (given.window, given.window), init_from, epochs)
+    place = given.keep.resolve() / "data"
+    del config["data"]["val_fraction"], config["trainer"]["check_val_every_n_epoch"]
+    config["data"] |= {"val": "val.json", "test": str(place / "test.json"), "images": str(place)}
     weights = None if init_from or given.weights is None else str(given.weights.resolve())
-    backbone = {"name": "efficientnet_lite0", "weights": weights, "mean": [0.5] * 3, "std": [0.5] * 3}
-    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.95}}
-    logger = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "runs"},
-    }
-    return {
-        "data": {
-            "root": str(folder),
-            "train": "train.json",
-            "val": "val.json",
-            "test": str(given.keep.resolve() / "data" / "test.json"),
-            "images": str(given.keep.resolve() / "data"),
-            "image_size": [given.window, given.window],
-            "batch_size": 4,
-            "num_workers": 0,
-            "augmentation": {
-                "class_path": "detframe.augment.pipeline.AugmentationPipeline",
-                "init_args": {"operators": flips},
-            },
-        },
-        "model": {
-            "backbone": {"class_path": "detframe.models.backbones.TimmBackbone", "init_args": backbone},
-            "backbone_lr_factor": 0.5,
-            "init_from": init_from and str(init_from.resolve()),
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "weight_decay": 0.05}},
-        },
-        "trainer": {
-            "max_epochs": epochs,
-            "gradient_clip_val": 10.0,
-            "limit_val_batches": 0,  # nothing is chosen by validation
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "logger": logger,
-            "callbacks": [average],
-        },
-        "last_checkpoint": {"every_n_epochs": 4},
-        "test_after_fit": False,
-    }
+    config["model"]["backbone"]["init_args"]["weights"] = weights
+    config["model"]["optimizer"]["init_args"]["lr"] = 0.001
+    config["trainer"]["limit_val_batches"] = 0
+    return config | {"last_checkpoint": {"every_n_epochs": 4}}
 
 
 def stage(file: Path, what: str, action: Callable[[], Any]) -> Any:  # noqa: ANN401 - what JSON holds
@@ -82,10 +52,8 @@ def stage(file: Path, what: str, action: Callable[[], Any]) -> Any:  # noqa: ANN
     if not file.is_file():
         print(f"{datetime.now():%H:%M:%S} {file.parent.name}: {what}", flush=True)
         content = action()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.unfinished")
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(file)
+        with unfinished(file) as beside:
+            beside.write_text(json.dumps(content))
     return json.loads(file.read_text())
 
 
