@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.rule import Rule
 
-from detframe.analysis.prediction_table import rows_of_table
+from detframe.analysis.prediction_table import image_by_image, rows_of_table
 from detframe.analysis.row_metrics import mean_average_precision
 from detframe.curation.split import image_groups, instances
 from detframe.data.annotations import AnnotationIndex, DataError
@@ -34,8 +34,8 @@ Train a detector for each of k folds of the training split and let it predict th
   python -m detframe crossfit --config CONFIG --out runs/crossfit
 
 Options that are not listed here are those of `detframe fit`, such as --data.root or --trainer.max_epochs. The folds are
-alike in classes; files of one content and images of one group stay in one. Killed and called again, it goes on where it
-was.
+alike in classes; images that are nearly the same, and images of one group, stay in one. Killed and called again, it
+goes on where it was.
 
 Written to OUT: train_predictions.parquet, the table of all folds; train_metrics.json; config.yaml, the configuration of
 all; fold0, fold1 ..., each with a run's folder. Data sets stay where they are.
@@ -91,8 +91,7 @@ def run(arguments: Sequence[str]) -> int:
         for fold in range(plan.folds):
             console.print(Rule(f"Fold {fold + 1} of {plan.folds}"))
             tables.append(pq.read_table(predictions_of(plan, fold)))
-        table = whole(tables)
-        path = write_table(plan, table)
+        path = write_table(plan, image_by_image(pa.concat_tables(tables)))
     except CrossfitError:
         return 2
     except (DataError, ValueError, OSError) as error:
@@ -129,7 +128,7 @@ def plan_folds(config: dict[str, Any], given: Any) -> Plan:  # noqa: ANN401 - ar
     data = config["data"]
     if data.get("train") is None:
         raise DataError("The configuration names no data.train to make folds of. Name the split.")
-    train = read_split(Path(data["root"]), str(data["train"]), data.get("images") and Path(data["images"]))
+    train = _split(data, "train")
     groups = image_groups(train, given.groups or data.get("group_by"))
     if not 2 <= given.folds <= len(set(groups)):
         raise DataError(
@@ -164,8 +163,7 @@ def predictions_of(plan: Plan, fold: int) -> Path:
     write_coco(plan.train.subset(positions[held]), folder / "held_out.json")
     data = dict(plan.config["data"])
     if data.get("val"):
-        val = read_split(Path(data["root"]), str(data["val"]), data.get("images") and Path(data["images"]))
-        write_coco(_with_whole_names(val), folder / "val.json")
+        write_coco(_with_whole_names(_split(data, "val")), folder / "val.json")
         data["val"] = "val.json"
     data |= {"root": str(folder.resolve()), "images": str(plan.train.image_root.resolve())}
     data |= {"train": "train.json", "test": "held_out.json", "synthetic": False}
@@ -185,12 +183,6 @@ def predictions_of(plan: Plan, fold: int) -> Path:
     return sorted(folder.glob("run/version_*/test_predictions.parquet"))[-1]
 
 
-def whole(tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables of the folds as one, image by image."""
-    table = pa.concat_tables(tables)
-    return table.take(pa.array(np.argsort(table["image_id"].to_numpy(), kind="stable")))
-
-
 def write_table(plan: Plan, table: pa.Table) -> Path:
     """Write table, metrics and configuration, as a run's folder has them."""
     rows = rows_of_table(table)
@@ -200,6 +192,11 @@ def write_table(plan: Plan, table: pa.Table) -> Path:
     (plan.out / _CONFIG).write_text(yaml.safe_dump(plan.config, sort_keys=False), encoding="utf-8")
     pq.write_table(table, plan.out / TABLE)
     return plan.out / TABLE
+
+
+def _split(data: dict[str, Any], name: str) -> AnnotationIndex:
+    """A split that the configuration's `data` names."""
+    return read_split(Path(data["root"]), str(data[name]), data.get("images") and Path(data["images"]))
 
 
 def _with_whole_names(index: AnnotationIndex) -> AnnotationIndex:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+
+from detframe.refusals import refuse
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -92,11 +93,7 @@ def augment_report(
         pipeline.show(objects)
         trial = try_policy(data, pipeline, images, samples, seed, show_progress=not json)
     except (DataError, ImageError, ProfileError, ValueError) as error:
-        print(
-            dumps({"config": str(config), "error": str(error)}) if json else f"{error}",
-            file=None if json else sys.stderr,
-        )
-        return 2
+        return refuse(error, json, {"config": str(config)})
     figures = summary(trial, data.class_names)
     _write(out, config, trial, figures, site, findings, data.class_names)
     if json:

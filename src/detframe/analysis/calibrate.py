@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 import time
 from collections.abc import Sequence
 from json import dumps, loads
@@ -35,7 +34,9 @@ from detframe.analysis.calibration_figures import (
     split_of_table,
 )
 from detframe.metrics.calibration import reliability_bins
+from detframe.refusals import refuse
 from detframe.score_curves import ScoreCurves
+from detframe.unfinished import unfinished
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -125,8 +126,7 @@ def calibrate(
         if test is not None or _found(source, run, "test") is not None:
             tables["test"] = _table(source, run, "test", test)
     except CalibrationError as error:
-        print(dumps({"run": str(run), "error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json, {"run": str(run)})
     classes = len(source.class_names)
     started = time.perf_counter()
     curves = fit(split, target, method, classes, np.ones(images, dtype=bool))
@@ -258,10 +258,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _save_checkpoint(source: Source, curves: ScoreCurves, facts: dict[str, Any], path: Path) -> None:
     """A copy with the curves in it, whole or not at all."""
     state = source.content["state_dict"] | {_PREFIX + name: value for name, value in curves._asdict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    torch.save({**source.content, "state_dict": state, "calibration": facts}, unfinished)
-    unfinished.replace(path)
+    with unfinished(path) as beside:
+        torch.save({**source.content, "state_dict": state, "calibration": facts}, beside)
 
 
 def _summary(result: Result, curves: ScoreCurves, names: Sequence[str]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from pathlib import Path
 
 from rich.console import Console
+
+from detframe.refusals import refuse
 
 
 def diagnose(
@@ -84,8 +85,7 @@ def diagnose(
             (folder / "report.json").write_text(dumps(figures, indent=1), encoding="utf-8")
             write_tables(folder, evaluation, diagnosis, verdicts, of_images)
     except (DataError, ImageError, ValueError, OSError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     if json:
         print(dumps(figures))
     else:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, schema_table
+from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, image_by_image, schema_table
 from detframe.boxes import box_area
 from detframe.data.annotations import AnnotationIndex, DataError, labels_alone, require_sound
 from detframe.data.images import image_size
@@ -285,4 +285,4 @@ def _table(
         "outcome": np.select([ignore, unfound], ["ignored", "missed"], "found"),
     }
     table = pa.concat_tables([schema_table(ours, len(found)), schema_table(theirs, len(present))])
-    return table.take(pa.array(np.argsort(table["image_id"].to_numpy(), kind="stable")))
+    return image_by_image(table)

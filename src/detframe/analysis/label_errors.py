@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from json import dumps
 from pathlib import Path
@@ -27,6 +26,7 @@ from detframe.data.sources import find_split
 from detframe.metrics.label_evidence import NEAREST_LABEL
 from detframe.metrics.label_noise import LabelError
 from detframe.metrics.label_quality import LabelQuality, judge_labels, learn_label_errors
+from detframe.refusals import refuse
 
 KIND_OF: dict[LabelError, Kind] = {
     LabelError.MISSING: "missing",
@@ -106,8 +106,7 @@ def label_errors(
             )
             write_probabilities(source, quality, path.with_suffix(".parquet"))
     except (DataError, ValueError, OSError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     if json:
         print(dumps({"queue": str(path), "labels": len(truths.labels), **_counts(suggestions)}))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from detframe.refusals import refuse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,8 +99,7 @@ def mine(
             # The last, since it says that the choice is whole.
             (folder / "chosen.json").write_text(dumps(document, indent=1), encoding="utf-8")
     except (DataError, ImageError, ValueError, OSError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     if json:
         print(dumps(document))
     else:

@@ -12,6 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from PIL import Image
 
+from detframe.unfinished import unfinished
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -90,10 +92,8 @@ def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section
         sections: In order.
     """
     template = Environment(autoescape=True).from_string(_TEMPLATE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(template.render(title=title, subtitle=subtitle, sections=sections), encoding="utf-8")
-    unfinished.replace(path)
+    with unfinished(path) as beside:
+        beside.write_text(template.render(title=title, subtitle=subtitle, sections=sections), encoding="utf-8")
 
 
 def plot(figure: Figure) -> Markup:

@@ -83,6 +83,11 @@ def rows_of_table(table: pa.Table, image_ids: NDArray[np.int64] | None = None) -
     )
 
 
+def image_by_image(table: pa.Table) -> pa.Table:
+    """The rows in order of their images' ids; those of one image keep their order."""
+    return table.take(pa.array(np.argsort(table["image_id"].to_numpy(), kind="stable")))
+
+
 def schema_table(columns: dict[str, Any], rows: int) -> pa.Table:
     """A table of the schema; columns that are not given are null."""
     arrays = []

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, schema_table
+from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, image_by_image, schema_table
 from detframe.boxes import box_area
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image
@@ -252,8 +252,7 @@ def gather(parts: Sequence[pa.Table], schema: pa.Schema = SCHEMA) -> pa.Table:
         tables: list[pa.Table] = [table] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(tables, table)
         table = pa.concat_tables(tables)
-    order = np.argsort(table["image_id"].to_numpy(), kind="stable")
-    return table.take(pa.array(order))
+    return image_by_image(table)
 
 
 def coco_results(table: pa.Table) -> list[dict[str, Any]]:

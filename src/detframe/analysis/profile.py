@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from detframe.data.sources import NoDataSetError, read_splits
 from detframe.data.unlabelled import read_images
 from detframe.deployment import LEVELS, DeploymentProfile, Distribution, ProfileError, write_profile
 from detframe.jpeg_tables import estimated_quality
+from detframe.refusals import refuse
 
 SMALLEST_SIDE = 16  # pixels, which the statistics need
 _SKIPPED_SHOWN = 10
@@ -96,10 +96,7 @@ def profile(
         found = measure(images, sample, seed, workers, show_progress=not json)
         write_profile(found, out, overwrite)
     except (DataError, ProfileError) as error:
-        print(
-            dumps({"images": images, "error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr
-        )
-        return 2
+        return refuse(error, json, {"images": images})
     if json:
         print(dumps(found.as_dict()))
     else:

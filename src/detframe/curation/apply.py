@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -23,10 +20,12 @@ from detframe.curation.rewriting.coco import write_coco_version
 from detframe.curation.rewriting.files import FIXES_FILE, Edits, Version
 from detframe.curation.rewriting.voc import write_voc_version
 from detframe.curation.rewriting.yolo import sayable_in_line, write_yolo_version
-from detframe.data.annotations import AnnotationIndex, DataError, require_sound
+from detframe.data.annotations import AnnotationIndex, DataError, file_digest, require_sound
 from detframe.data.images import ImageError
 from detframe.data.label_queue import Label, Queue, read_queue
 from detframe.data.sources import read_splits
+from detframe.refusals import refuse, refuse_unwritable
+from detframe.unfinished import unfinished
 
 _NAMED = 20
 _WORDS = {
@@ -95,11 +94,9 @@ def apply(
     try:
         document = _apply(fixes or [], data, out, queue, auto, latest_wins, allow_refused, console)
     except (DataError, ImageError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     except OSError as error:
-        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
-        return 2
+        return refuse_unwritable(error, out)
     if json:
         print(dumps(document))
     return 0
@@ -257,12 +254,9 @@ def _write(
     auto: float | None,
 ) -> tuple[Version, dict[str, Any]]:
     """Write the version, whole or not at all, and return what its lineage says."""
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    if unfinished.exists():  # of a run that was killed
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    try:
-        version = Version(unfinished)
+    with unfinished(out) as folder:
+        folder.mkdir()
+        version = Version(folder)
         source = next(iter(parent.splits.values())).source
         if source.is_dir():
             write_voc_version(parent.splits, edits, source, version)
@@ -271,22 +265,18 @@ def _write(
         else:
             write_coco_version(parent.splits, edits, parent.data, version)
         followed = [outcome.fix for outcome in outcomes if outcome.state != "refused"]
-        append_fixes(sorted(followed, key=lambda fix: fix.when), unfinished / FIXES_FILE)
-        written = {split: require_sound(reading) for split, reading in read_splits(unfinished).items()}
-        _prove(parent.splits, edits, written, unfinished)
+        append_fixes(sorted(followed, key=lambda fix: fix.when), folder / FIXES_FILE)
+        written = {split: require_sound(reading) for split, reading in read_splits(folder).items()}
+        _prove(parent.splits, edits, written, folder)
         document = lineage_of(parent.data, parent.splits, written, parent.digests, outcomes, when)
         document["decisions"] = [_described(file) for file in files]
         document["queue"] = None if queue is None else {**_described(queue), "auto": auto}
-        write_lineage(document, unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        write_lineage(document, folder)
     return version, document
 
 
 def _described(file: Path) -> dict[str, Any]:
-    return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {"file": str(file), "sha256": file_digest(file).hex()}
 
 
 def _prove(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from json import dumps
@@ -18,6 +17,7 @@ from detframe.curation.labels import labels_of_image
 from detframe.data.annotations import DataError, require_sound
 from detframe.data.label_queue import json_of_label
 from detframe.data.sources import read_splits
+from detframe.refusals import refuse, refuse_unwritable
 
 _NAMED = 10
 
@@ -57,11 +57,9 @@ def data_diff(a: Path, b: Path, out: Path | None = None, pictures: int = 100, js
         if out is not None:
             write_diff_page(out / "index.html", pairs, first, second, (str(a), str(b)), words(counts), pictures)
     except DataError as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     except OSError as error:
-        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
-        return 2
+        return refuse_unwritable(error, out)
     if json:
         print(dumps(_document(a, b, first, second, pairs, counts)))
     else:

@@ -20,6 +20,7 @@ from detframe.curation.labels import labels_of_image
 from detframe.data.images import ImageError, read_image
 from detframe.data.label_queue import Label
 from detframe.drawing import Colour, Mark, draw_marks
+from detframe.unfinished import unfinished
 
 _ADDED, _REMOVED, _CHANGED, _SAME = (240, 228, 66), (213, 94, 0), (86, 180, 233), (255, 255, 255)
 """Okabe and Ito's yellow, vermilion and blue, and white."""
@@ -108,10 +109,8 @@ def write_diff_page(
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     title = f"{names[0]} and {names[1]}"
     text = template.render(title=title, sentences=sentences, entries=entries, hidden=max(len(seen) - most, 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with unfinished(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def before_and_after(

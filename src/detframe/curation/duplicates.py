@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.fingerprints import Fingerprints, fingerprints
 from detframe.data.near_duplicates import Pairs, groups_of, near_duplicates
 from detframe.data.sources import read_splits
+from detframe.refusals import refuse
 
 _NAMED, _DRAWN = 10, 20
 _TILE, _LINE = 200, 18  # pixels
@@ -77,8 +77,7 @@ def duplicates(data: Path, out: Path | None = None, workers: int = 0, json: bool
             if groups:
                 sheet(groups[:_DRAWN], found).save(out / "duplicates.jpg", quality=85)
     except (DataError, OSError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     across = [group for group in groups if group.across]
     if json:
         print(dumps(document))

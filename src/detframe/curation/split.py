@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from detframe.data.fingerprints import fingerprints
 from detframe.data.near_duplicates import groups_of, near_duplicates
 from detframe.data.sources import read_splits
 from detframe.data.stratified import assign_folds
+from detframe.refusals import refuse, refuse_unwritable
 
 NAMES = ("train", "val", "test")
 
@@ -71,11 +71,9 @@ def split(
         uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
         result = write_splits(parts, out, to, images, uncarried, console)
     except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return refuse(error)
     except OSError as error:
-        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
-        return 2
+        return refuse_unwritable(error, out)
     console.print(_table(parts))
     console.print(f"{len(whole)} images in {len(set(members))} groups")
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from detframe.data.annotations import AnnotationIndex, DataError, Fault, Reading, file_digest
 from detframe.data.sources import read_splits
+from detframe.refusals import refuse
 
 _OUTSIDE_TOLERANCE = 0.01  # pixels: what a conversion may round
 _SMALL_BELOW, _LARGE_FROM = 32.0**2, 96.0**2  # square pixels, COCO's classes of size
@@ -64,11 +64,7 @@ def check(data: Path, json: bool = False, headers_only: bool = False, workers: i
     try:
         readings = read_splits(data)
     except DataError as error:
-        if json:
-            print(dumps({"data": str(data), "error": str(error)}))
-        else:
-            print(error, file=sys.stderr)
-        return 2
+        return refuse(error, json, {"data": str(data)})
     faults = find_faults(readings, headers_only, workers, show_progress=not json)
     summaries = {split: summarize(reading.index) for split, reading in readings.items()}
     errors = sum(fault.severity == "error" for fault in faults)

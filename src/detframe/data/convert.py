@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from detframe.data.coco import write_coco
 from detframe.data.sources import read_splits
 from detframe.data.voc import write_voc
 from detframe.data.yolo import sayable_in_yolo, write_yolo
+from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["coco", "voc", "yolo"]
 Transfer = Literal["link", "symlink", "copy"]
@@ -49,10 +49,9 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
     try:
         return _convert(data, out, to, images, console)
     except DataError as error:
-        print(error, file=sys.stderr)
+        return refuse(error)
     except OSError as error:
-        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
-    return 2
+        return refuse_unwritable(error, out)
 
 
 def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Console) -> int:

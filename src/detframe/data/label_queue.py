@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from detframe.data.annotations import DataError
+from detframe.unfinished import unfinished
 
 Kind = Literal["missing", "wrong-class", "bad-box", "spurious", "duplicate"]
 """An object without a label; a label of another class, of a bad place, of nothing, or of an object that has one."""
@@ -71,10 +72,8 @@ def write_queue(queue: Queue, path: Path) -> None:
             for s in queue.suggestions
         ),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
+    with unfinished(path) as beside:
+        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def read_queue(path: Path) -> Queue:

@@ -91,7 +91,7 @@ def _in_root(data: Path, index: AnnotationIndex) -> tuple[Path, str] | None:
     block = _load_yaml(data).get("data") if data.suffix.lower() in (".yaml", ".yml") else None
     if not isinstance(block, dict):
         return None
-    root = Path(block.get("init_args", block).get("root") or ".")
+    root = _configured_root(block)
     try:
         readings = read_splits(root)
     except DataError:  # such as a root with files of several data sets, of which the configuration names some
@@ -182,8 +182,7 @@ def _coco_name(path: Path) -> str:
 
 def _configured_readers(path: Path, block: dict[str, Any]) -> dict[str, Callable[[], Reading]]:
     """The splits that a training configuration names, as `detframe fit` would read them."""
-    block = block.get("init_args", block)
-    root = Path(block.get("root") or ".")
+    block, root = block.get("init_args", block), _configured_root(block)
     if block.get("synthetic") and not root.exists():
         raise DataError(f"{path}: {root} is not drawn yet. Run `detframe fit` once, which draws it.")
     images = Path(block["images"]) if block.get("images") else None
@@ -191,6 +190,10 @@ def _configured_readers(path: Path, block: dict[str, Any]) -> dict[str, Callable
     if not splits:
         raise DataError(f"{path}: its `data:` block names none of `train`, `val`, `test`. Name a split there.")
     return {name: _reader(root, split, images) for name, split in splits.items()}
+
+
+def _configured_root(block: dict[str, Any]) -> Path:
+    return Path(block.get("init_args", block).get("root") or ".")
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 from collections.abc import Sequence
 from itertools import count
 from json import dumps
@@ -23,6 +21,8 @@ from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.images import ImageError
 from detframe.data.label_queue import Label, Suggestion, read_queue
 from detframe.data.sources import read_split
+from detframe.refusals import refuse, refuse_unwritable
+from detframe.unfinished import unfinished
 
 _NEXT = {
     "cvat": "In CVAT: make a task of the images in {images}, with {folder}/labels.json as its raw labels, and upload "
@@ -71,11 +71,9 @@ def hand_over(
         url = url or f"/data/local-files/?d={out.resolve().name}/images/"
         _write(sent, index, out, url)
     except (DataError, ImageError) as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     except OSError as error:
-        print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
-        return 2
+        return refuse_unwritable(error, out)
     boxes = [box for image in sent.images for box in image.boxes]
     suggestions = sum(len(box.suggestions) for box in boxes)
     console.print(f"{len(sent.images)} images with {len(boxes)} boxes and {suggestions} suggestions in {out}")
@@ -166,22 +164,15 @@ def _write(sent: Sent, index: AnnotationIndex, out: Path, url: str) -> None:
     """Write the folder, whole or not at all."""
     if out.exists():
         raise DataError(f"{out}: exists already, and nothing is ever overwritten. Name a new folder.")
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    if unfinished.exists():  # of a run that was killed
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    try:
-        version = Version(unfinished)
+    with unfinished(out) as folder:
+        folder.mkdir()
+        version = Version(folder)
         for image in sent.images:
             version.link(index.image_root / image.file_name, Path("images") / image.name)
         if sent.tool == "cvat":
-            write_cvat(sent, unfinished)
+            write_cvat(sent, folder)
         elif sent.tool == "label-studio":
-            write_label_studio(sent, unfinished, url)
+            write_label_studio(sent, folder, url)
         else:
-            write_coco_file(sent, unfinished)
-        write_sent(sent, unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+            write_coco_file(sent, folder)
+        write_sent(sent, folder)

@@ -21,6 +21,7 @@ from detframe.curation.handover.returning import decisions, pair
 from detframe.curation.handover.sent import ReturnedImage, Sent, read_sent
 from detframe.curation.labels import same_label
 from detframe.data.annotations import DataError
+from detframe.refusals import refuse
 
 _TOOLS = {"cvat": "CVAT", "label-studio": "Label Studio", "coco": "another tool"}
 
@@ -69,8 +70,7 @@ def take_back(
         if new:
             append_fixes(new, out)
     except DataError as error:
-        print(dumps({"error": str(error)}) if json else error, file=sys.stdout if json else sys.stderr)
-        return 2
+        return refuse(error, json)
     except OSError as error:
         print(f"{error.filename or out}: cannot be read or written ({error.strerror}).", file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ import numpy as np
 from PIL import Image
 
 from detframe.curation.fixes import Decision, Fix, append_fix, read_fixes, standing
-from detframe.data.annotations import AnnotationIndex, DataError
+from detframe.curation.labels import labels_of_image, same_box
+from detframe.data.annotations import AnnotationIndex, DataError, file_digest
 from detframe.data.images import ImageError, image_size, read_image, web_media_type
 from detframe.data.label_queue import Label, Queue, Suggestion, json_of_label, read_queue
 from detframe.data.sources import read_split
 
-_TOLERANCE = 0.01  # pixels, by which a label of the queue may differ from the data set's: it was rounded
 _SMALLEST_SIDE = 1.0  # pixels, of a box that was drawn by hand
 
 
@@ -76,7 +75,7 @@ class Session:
         suggestion, place = self._by_id[identity]
         path = self.index.path(place.image)
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = file_digest(path).hex()
             drawn = None if drawn is None else within(drawn, image_size(path))
         except OSError as error:
             raise RefusalError(409, f"{path}: cannot be read ({error.strerror}). Put the image back.") from error
@@ -164,7 +163,7 @@ class Session:
         Raises:
             RefusalError: There is no such image.
         """
-        return [json_of_label(label) for label in labels_of(self.index, self._position(image))]
+        return [json_of_label(label) for label in labels_of_image(self.index, self._position(image))]
 
     def picture(self, image: int) -> tuple[str, bytes]:
         """Media type and content of the image at a position of the index, in a form that browsers show.
@@ -245,18 +244,11 @@ def _row(index: AnnotationIndex, position: int, suggestion: Suggestion) -> int |
         return None
     alike = [
         row
-        for row, label in enumerate(labels_of(index, position))
-        if label.class_name == before.class_name and np.allclose(label.box, before.box, rtol=0, atol=_TOLERANCE)
+        for row, label in enumerate(labels_of_image(index, position))
+        if label.class_name == before.class_name and same_box(label, before)
     ]
     ids = index.annotation_ids[index.rows(position)]
     return next((row for row in alike if ids[row] == suggestion.annotation_id), alike[0] if alike else None)
-
-
-def labels_of(index: AnnotationIndex, position: int) -> list[Label]:
-    """The labels of the image at a position of the index."""
-    rows = index.rows(position)
-    columns = zip(index.boxes[rows].tolist(), index.labels[rows].tolist(), index.ignore[rows].tolist(), strict=True)
-    return [Label((x1, y1, x2, y2), index.categories[label].name, flag) for (x1, y1, x2, y2), label, flag in columns]
 
 
 def decided(suggestion: Suggestion, decision: Decision, drawn: Label | None) -> Label | None:

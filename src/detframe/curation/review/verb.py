@@ -16,11 +16,12 @@ from shlex import quote
 from rich.console import Console
 
 from detframe.curation.fixes import DECISIONS, Fix, disagreements, standing
+from detframe.curation.mending import NOBODY
 from detframe.curation.review.server import ReviewServer
 from detframe.curation.review.session import Session, open_session
 from detframe.data.annotations import DataError
+from detframe.refusals import refuse
 
-_NOBODY = "detframe"  # who decides where nobody looked
 _NAMED = 5
 
 
@@ -57,8 +58,7 @@ def review(
         session = open_session(queue, data, out or queue.parent / "fixes.jsonl", _reviewer(who))
         server = _listen(session, port)
     except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return refuse(error)
     with server:
         try:
             _print_greeting(console, session)
@@ -72,8 +72,7 @@ def review(
     try:
         _print_summary(console, session)
     except DataError as error:  # somebody else wrote into the file meanwhile
-        print(error, file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0
 
 
@@ -88,8 +87,8 @@ def _reviewer(who: str | None) -> str:
             return getpass.getuser()
         except (KeyError, OSError) as error:
             raise DataError("The login has no name. Say with --who whose decisions these are.") from error
-    if not who.strip() or who == _NOBODY:
-        raise DataError(f"--who is {who!r}; name the person who decides ({_NOBODY} stands for nobody).")
+    if not who.strip() or who == NOBODY:
+        raise DataError(f"--who is {who!r}; name the person who decides ({NOBODY} stands for nobody).")
     return who.strip()
 
 
