@@ -170,7 +170,9 @@ def with_name(function: Callable[..., int], arguments: Sequence[str]) -> list[st
 def with_flags(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
     """Arguments with ``--name true`` where a bool of the function is given as the flag ``--name``."""
     flags = {
-        f"--{name}" for name, p in inspect.signature(function).parameters.items() if p.annotation in (bool, "bool")
+        f"--{name}"
+        for name, p in inspect.signature(function).parameters.items()
+        if p.annotation in (bool, "bool", "bool | None")
     }
     return [
         f"{argument}=true" if argument in flags and after not in ("true", "false") else argument

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import wandb
@@ -20,10 +21,12 @@ import yaml
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from detframe.analysis.evaluation import read_results
 from detframe.analysis.evidence import WorstImage, examine
 from detframe.analysis.prediction_table import TableRows
 from detframe.analysis.wandb_charts import MOST_CLASSES, charts, panel
 from detframe.analysis.wandb_evidence import data_artifact
+from detframe.cli import main
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.coco import read_coco
 from detframe.data.scenes import CLASS_NAMES
@@ -149,6 +152,17 @@ def row(record: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
 
 
+def detframe(folder: Path, *arguments: str) -> str:
+    """What the real command line prints, called in a folder."""
+    # Of W&B's own nothing is handed on: a process that finds its parent's service leaves its files to that.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "_WANDB_"))}
+    environment |= {"WANDB_MODE": "offline"}
+    command = [sys.executable, "-W", "ignore", "-m", "detframe", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def run(data: Path) -> Path:
     """A folder with a run of two epochs by the real command line, below it W&B's."""
@@ -157,12 +171,7 @@ def run(data: Path) -> Path:
     config["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1, "log_every_n_steps": 1}
     folder = data.parent
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-W", "ignore", "-m", "detframe", "fit", "--config", "config.yaml"]
-    # Of W&B's own nothing is handed on: a process that finds its parent's service leaves its files to that.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "_WANDB_"))}
-    environment |= {"WANDB_MODE": "offline"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    detframe(folder, "fit", "--config", "config.yaml")
     return folder / "runs"
 
 
@@ -214,3 +223,66 @@ def test_an_offline_run_holds_its_page_its_data_and_its_checkpoint(run: Path) ->
     assert {actual for actual, _, _ in cells} == {*CLASS_NAMES, "background"}
     objects = np.sum([count for actual, _, count in cells if actual != "background"])
     assert objects == data["boxes"] - data["ignored_boxes"]
+
+
+def logged(output: str) -> tuple[Path, dict[str, Any], list[Any]]:
+    """Folder, figures and records of the W&B run that `diagnose` names in what it prints."""
+    folder = Path(output.strip().rpartition("Logged to W&B in ")[2])
+    written = list(records(folder))
+    (figures,) = (row(record) for record in written if record.WhichOneof("record_type") == "history")
+    return folder, figures, written
+
+
+@pytest.mark.slow
+def test_a_diagnosis_goes_where_its_run_went(run: Path, tmp_path: Path) -> None:
+    ours = run / "quickstart" / "version_0"
+    options = [str(ours), "--replicates", "10"]
+    folder, figures, written = logged(detframe(tmp_path, "diagnose", *options))
+    assert folder.parent == run / "wandb"
+    assert not list(tmp_path.iterdir())
+    report = json.loads((ours / "diagnosis" / "report.json").read_text())
+    assert figures["test/map"] == report["map"]
+    for name in CHARTS:
+        assert (folder / "files" / figures[f"test/{name}_table/path"]).is_file(), name
+    first = json.loads((folder / "files" / figures["test/what_to_do_first/path"]).read_text())
+    assert [dict(zip(first["columns"], cells, strict=True)) for cells in first["data"]] == report["what_to_do_first"]
+    classes = json.loads((folder / "files" / figures["test/per_class/path"]).read_text())
+    cells = dict(zip(classes["columns"], classes["data"][0], strict=True))
+    told = report["per_class"][cells["class"]]
+    assert [cells["ap_interval_low"], cells["olrp_localisation"]] == [
+        told["ap_interval"][0],
+        told["olrp"]["localisation"],
+    ]
+    page = folder / "files" / figures["test/page/path"]
+    assert page.read_text() == (ours / "diagnosis" / "index.html").read_text()
+    (begun,) = (record.run for record in written if record.WhichOneof("record_type") == "run")
+    assert (begun.project, begun.job_type) == ("detframe", "diagnosis")
+    assert begun.display_name == "diagnosis of quickstart/version_0"
+    (artifact,) = (r.artifact for r in written if r.HasField("artifact") and r.artifact.type == "diagnosis")
+    kept = {entry.path for entry in artifact.manifest.contents}
+    assert kept == {"index.html", "report.json", "images.parquet", "predictions.parquet", "slices.parquet"}
+
+    assert "W&B" not in detframe(tmp_path, "diagnose", *options, "--wandb", "false")
+
+
+@pytest.mark.slow
+def test_any_detector_is_logged_where_that_is_asked_for(detected: tuple[Path, Path], tmp_path: Path) -> None:
+    given = ["--predictions", str(detected[1]), "--data", str(detected[0]), "--out", str(tmp_path / "out")]
+    quick = ["--replicates", "10", "--measured", "0"]
+    folder, figures, _ = logged(detframe(tmp_path, "diagnose", *given, *quick, "--wandb"))
+    assert folder.parent == tmp_path / "out" / "wandb"
+    assert figures["test/worst_images/count"] > 0
+
+
+def test_a_logger_that_cannot_be_made_is_named(
+    detected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = read_results(detected[1], detected[0])
+    pq.write_table(evaluation.table, tmp_path / "test_predictions.parquet")
+    logger = {"class_path": "elsewhere.WandbLogger", "init_args": {"project": "parts"}}
+    config = {"trainer": {"logger": [{"class_path": "lightning.pytorch.loggers.CSVLogger"}, logger]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["diagnose", str(tmp_path), "--replicates", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "elsewhere.WandbLogger: cannot be made" in error
+    assert len(error.splitlines()) == 1

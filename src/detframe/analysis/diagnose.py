@@ -20,6 +20,7 @@ def diagnose(
     measured: int = 1000,
     replicates: int = 200,
     seed: int = 0,
+    wandb: bool | None = None,
     json: bool = False,
 ) -> int:
     """Show what a detector gets wrong, why, and what to do about it, from its saved predictions.
@@ -32,6 +33,9 @@ def diagnose(
 
     Written to OUT: index.html, one page that works offline; report.json, its figures; predictions.parquet, the table of
     detections and objects with what is wrong with each; images.parquet; slices.parquet.
+
+    The same goes to Weights & Biases, as a run of job type `diagnosis`, where RUN was logged there, with its settings:
+    offline, or to its server.
 
     Exit code: 0 when they are written; 2 when the input cannot be used.
 
@@ -47,6 +51,8 @@ def diagnose(
         measured: So many images are read to slice by brightness, blur and noise; 0 reads none.
         replicates: Of the bootstrap, behind all intervals.
         seed: Of the bootstrap.
+        wandb: Log to W&B, also what was not logged before (offline then, beside the report); false does not log. By
+            default as RUN was.
         json: Print the report as JSON and nothing else.
     """
     from detframe.analysis.diagnosis import diagnose_rows, parse_aim
@@ -55,6 +61,7 @@ def diagnose(
     from detframe.analysis.report import report, summary_tables, write_tables
     from detframe.analysis.slicing import image_properties
     from detframe.analysis.verdicts import judge_run
+    from detframe.analysis.wandb_report import log_diagnosis, logger_settings
     from detframe.data.annotations import DataError
     from detframe.data.images import ImageError
 
@@ -84,11 +91,17 @@ def diagnose(
             )
             (folder / "report.json").write_text(dumps(figures, indent=1), encoding="utf-8")
             write_tables(folder, evaluation, diagnosis, verdicts, of_images)
+            settings = None if run is None or wandb is False else logger_settings(run)
+            logged = None
+            if wandb or settings is not None:
+                status.update("Logging to W&B")
+                logged = log_diagnosis(settings, run, folder, evaluation, diagnosis, figures)
     except (DataError, ImageError, ValueError, OSError) as error:
         return refuse(error, json)
     if json:
         print(dumps(figures))
     else:
         Console(highlight=False).print(*summary_tables(evaluation, diagnosis))
-        Console(highlight=False, markup=False).print(f"Written to {folder / 'index.html'}", soft_wrap=True)
+        said = "" if logged is None else f"\nLogged to W&B in {logged}"
+        Console(highlight=False, markup=False).print(f"Written to {folder / 'index.html'}{said}", soft_wrap=True)
     return 0

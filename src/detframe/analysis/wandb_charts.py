@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from detframe.analysis.evidence import Evidence, WorstImage, lumped, thinned, with_most_objects
+from detframe.analysis.evidence import Evidence, WorstImage, lumped, thinned, with_most_objects, worst_images
 from detframe.analysis.prediction_table import TableRows
 from detframe.data.images import read_image
 from detframe.drawing import Truth
@@ -33,6 +33,34 @@ MOST_PIXELS = 1024
 
 _GROUND = (114, 114, 114)
 _SCORES: Floats = np.linspace(1, 0, 101)
+
+
+def evidence_panels(
+    evidence: Evidence,
+    rows: TableRows,
+    class_names: Sequence[str],
+    path_of: Callable[[int], Path] | None,
+    images: int,
+    min_score: float,
+) -> dict[str, Any]:
+    """Everything that W&B shows of an evaluation: charts, calibration errors and the images dearest to correct.
+
+    Args:
+        evidence: What is shown.
+        rows: Detections and objects of all images.
+        class_names: Names by label.
+        path_of: File of the image at a place in ``rows.image_ids``; None where the images are not at hand.
+        images: How many images to show, at most.
+        min_score: Detections below it are not drawn, 0..1.
+    """
+    shown: dict[str, Any] = charts(evidence, class_names)
+    calibration = evidence.calibration
+    shown |= {"d_ece": calibration.detection_ece, "laece_0": calibration.localisation_ece.mean}
+    worst = [] if path_of is None else worst_images(evidence, images)
+    if path_of is not None and worst:
+        paths = [path_of(image.place) for image in worst]
+        shown["worst_images"] = panel(worst, paths, rows, class_names, min_score)
+    return shown
 
 
 def charts(evidence: Evidence, class_names: Sequence[str]) -> dict[str, CustomChart | wandb.Table]:

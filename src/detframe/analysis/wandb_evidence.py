@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from detframe.analysis.evidence import examine, with_most_objects, worst_images
+from detframe.analysis.evidence import examine, with_most_objects
 from detframe.analysis.prediction_table import rows_of_table
 from detframe.analysis.predictions import positions
-from detframe.analysis.wandb_charts import MOST_CLASSES, charts, lines, panel
+from detframe.analysis.wandb_charts import MOST_CLASSES, evidence_panels, lines
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.coco import write_coco
 
@@ -109,13 +109,10 @@ class WandbEvidence(Callback):
         index: AnnotationIndex = trainer.datamodule.index(stage)  # type: ignore[attr-defined]
         rows = rows_of_table(pq.read_table(Path(log_dir) / f"{stage}_predictions.parquet"))
         evidence = examine(rows, len(names))
-        calibration = evidence.calibration
-        shown: dict[str, Any] = charts(evidence, names)
-        shown |= {"d_ece": calibration.detection_ece, "laece_0": calibration.localisation_ece.mean}
-        worst = worst_images(evidence, self.images)
-        if worst:
-            places = positions(index, rows.image_ids[[image.place for image in worst]]).tolist()
-            shown["worst_images"] = panel(worst, [index.path(place) for place in places], rows, names, self.min_score)
+        places = positions(index, rows.image_ids)
+        shown = evidence_panels(
+            evidence, rows, names, lambda place: index.path(int(places[place])), self.images, self.min_score
+        )
         logger.log_metrics({f"{stage}/{key}": value for key, value in shown.items()}, trainer.global_step)
         if stage not in self._data:
             self._log_data(trainer, logger, stage)
