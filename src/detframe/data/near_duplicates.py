@@ -7,6 +7,8 @@ single defect, or cells that have moved on, are two pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +18,8 @@ from rich.progress import track
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from detframe.data.fingerprints import Candidates, Fingerprints, candidates, oriented
-from detframe.data.registration import aligned, correlations, differences
+from detframe.data.fingerprints import DETAIL, Candidates, Fingerprints, candidates, oriented
+from detframe.data.registration import Images, aligned, correlations, differences
 
 MOST_DIFFERENT = 0.096
 """Share of a picture's variance by which its worst block may differ more than its median one.
@@ -25,9 +27,12 @@ MOST_DIFFERENT = 0.096
 Of pairs planted in blood smears the worst had 0.010, the nearest of others 0.124; on circuit boards 0.095 and 0.100.
 """
 
-_LEVELS = ((2, 6, 0.85), (1, 5, 0.9))  # of a thumbnail: pixels to one, iterations, least correlation
-_LAST_ITERATIONS = 3
-_AT_ONCE, _AT_ONCE_IN_DETAIL = 64, 16
+_ALIKE = ((32, 6, 0.85), (64, 5, 0.9))  # side in pixels, iterations, least correlation
+_SAME = (
+    (128, 1, 0.2),
+    (DETAIL, 3, MOST_DIFFERENT),
+)  # side, iterations, most difference; of copies at 128 the worst had 0.11
+_PIXELS_AT_ONCE = 2**18
 
 
 class Pairs(NamedTuple):
@@ -87,43 +92,51 @@ def _verified(
 ) -> list[tuple[int, int, float]]:
     """Pairs of positions that differ little enough, and by how much."""
     windows, rows = close.windows.copy(), np.arange(len(close.first))
-    console = Console(stderr=True, quiet=not show_progress)
-    for pixels, iterations, least in _LEVELS:
-        small = thumbnails.astype(np.float32)
-        side = small.shape[1] // pixels
-        small = small.reshape(-1, side, pixels, side, pixels).mean(axis=(2, 4))
-        scores = np.zeros(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            images, others = small[close.second[part]], _turned(small, close, part)
-            windows[part] = aligned(images, others, windows[part], iterations)
-            scores[start : start + _AT_ONCE] = correlations(images, others, windows[part])
-        rows = _best(close, rows, scores, least)
-    result = []
-    starts = range(0, len(rows), _AT_ONCE_IN_DETAIL)
-    for start in track(starts, "Looking closer", console=console, transient=True):
-        part = rows[start : start + _AT_ONCE_IN_DETAIL]
-        images, others = pictures[close.second[part]].astype(np.float32), _turned(pictures, close, part)
-        last = aligned(images, others, windows[part], _LAST_ITERATIONS)
-        left = differences(images, others, last)
-        result += [
-            (int(close.first[row]), int(close.second[row]), float(difference))
-            for row, difference in zip(part.tolist(), left.tolist(), strict=True)
-            if difference <= MOST_DIFFERENT
-        ]
-    return result
+    left = np.zeros(0, dtype=np.float32)
+    with ThreadPoolExecutor() as pool:
+        for side, iterations, least in _ALIKE:
+            scores = _laid_over(thumbnails, side, close, windows, rows, iterations, correlations, pool, None)
+            rows = _best(close, rows, scores, least)
+        for side, iterations, most in _SAME:
+            console = Console(stderr=True, quiet=not show_progress)
+            left = _laid_over(pictures, side, close, windows, rows, iterations, differences, pool, console)
+            rows, left = rows[left <= most], left[left <= most]
+    return list(zip(close.first[rows].tolist(), close.second[rows].tolist(), left.tolist(), strict=True))
 
 
-def _turned(
-    images: NDArray[np.uint8] | NDArray[np.float32], close: Candidates, rows: NDArray[np.int64]
+def _laid_over(
+    images: NDArray[np.uint8],
+    side: int,
+    close: Candidates,
+    windows: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    iterations: int,
+    judge: Callable[[Images, Images, NDArray[np.float32]], NDArray[np.float32]],
+    pool: ThreadPoolExecutor,
+    console: Console | None,
 ) -> NDArray[np.float32]:
-    """The first image of each pair, in its orientation."""
-    return np.concatenate(
-        [
-            oriented(images[first : first + 1].astype(np.float32), orientation)
-            for first, orientation in zip(close.first[rows].tolist(), close.orientation[rows].tolist(), strict=True)
-        ]
-    )
+    """What ``judge`` says of each of ``rows``, ``[R]``, of images of so many pixels a side; moves their ``windows``."""
+    count = _PIXELS_AT_ONCE // side**2
+    parts = [rows[start : start + count] for start in range(0, len(rows), count)]
+
+    def lay(part: NDArray[np.int64]) -> NDArray[np.float32]:
+        ones, others = _smaller(images[close.second[part]], side), _smaller(images[close.first[part]], side)
+        for orientation in np.unique(close.orientation[part]).tolist():
+            turned = close.orientation[part] == orientation
+            others[turned] = oriented(others[turned], orientation)
+        windows[part] = aligned(ones, others, windows[part], iterations)
+        return judge(ones, others, windows[part])
+
+    steps = pool.map(lay, parts)
+    if console is not None:
+        steps = iter(track(steps, "Looking closer", len(parts), console=console, transient=True))
+    return np.concatenate([np.zeros(0, dtype=np.float32), *steps])
+
+
+def _smaller(images: NDArray[np.uint8], side: int) -> Images:
+    """Images ``[P, n, n]`` at ``[P, side, side]``."""
+    pixels = images.shape[1] // side
+    return np.asarray(images.reshape(-1, side, pixels, side, pixels).mean(axis=(2, 4), dtype=np.float32))
 
 
 def _best(close: Candidates, rows: NDArray[np.int64], scores: NDArray[np.float32], least: float) -> NDArray[np.int64]:

@@ -64,17 +64,19 @@ def aligned(images: Images, others: Images, windows: NDArray[np.float32], iterat
     side = images.shape[1]
     axis = _axis(side)
     across, down = _slopes(others)
+    slopes = np.empty((len(images), 4, side, side), dtype=np.float32)
     for _ in range(iterations):
-        shown, inside = sampled(images, windows), covered(windows, side)
+        shown, inside = sampled(images, windows), covered(windows, side).astype(np.float32)
         gain, offset = _linear(shown, others, inside)
-        missing = np.where(inside, others - gain[:, None, None] * shown - offset[:, None, None], 0)
-        shown_across, shown_down = _slopes(shown)
-        horizontal = (shown_across * gain[:, None, None] + across) / (2 * windows[:, 1, None, None]) * inside
-        vertical = (shown_down * gain[:, None, None] + down) / (2 * windows[:, 3, None, None]) * inside
-        slopes = np.stack([horizontal, horizontal * axis, vertical, vertical * axis[:, None]], axis=1)
-        slopes = slopes.reshape(len(images), 4, -1)
-        square = slopes @ slopes.transpose(0, 2, 1)
-        wanted = slopes @ missing.reshape(len(images), -1, 1)
+        shown = shown * gain[:, None, None] + offset[:, None, None]
+        missing = (others - shown) * inside
+        for place, along, length in zip((0, 2), _slopes(shown), windows[:, 1::2].T, strict=True):
+            slopes[:, place] = (along + (across, down)[place // 2]) * (inside / (2 * length[:, None, None]))
+        np.multiply(slopes[:, 0], axis, out=slopes[:, 1])
+        np.multiply(slopes[:, 2], axis[:, None], out=slopes[:, 3])
+        equations = slopes.reshape(len(images), 4, -1)
+        square = equations @ equations.transpose(0, 2, 1)
+        wanted = equations @ missing.reshape(len(images), -1, 1)
         size = np.trace(square, axis1=1, axis2=2) / 4
         square += (_DAMPING * size + 1e-6)[:, None, None] * np.eye(4, dtype=np.float32)
         step = np.linalg.solve(square, wanted)[:, :, 0]
@@ -148,16 +150,15 @@ def _centred(images: Images, inside: NDArray[np.bool_]) -> Images:
     return np.asarray((images - mean[:, None, None].astype(np.float32)) * inside)
 
 
-def _linear(
-    shown: Images, others: Images, inside: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _linear(shown: Images, others: Images, inside: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gain and offset ``[P]`` that make ``shown`` most like ``others``; the gain stays away from 0."""
     count = np.maximum(inside.sum(axis=(1, 2)), 1)
-    one, other = _centred(shown, inside), _centred(others, inside)
-    gain = (one * other).sum(axis=(1, 2)) / (np.square(one).sum(axis=(1, 2)) + 1e-6)
-    gain = np.maximum(gain, 0.05).astype(np.float32)
-    offset = ((others - gain[:, None, None] * shown) * inside).sum(axis=(1, 2)) / count
-    return gain, offset.astype(np.float32)
+    means = [(images * inside).sum(axis=(1, 2)) / count for images in (shown, others)]
+    one, other = (images - mean[:, None, None] for images, mean in zip((shown, others), means, strict=True))
+    one *= inside
+    gain = np.einsum("pij,pij->p", one, other) / (np.einsum("pij,pij->p", one, one) + 1e-6)
+    gain = np.maximum(gain, 0.05)
+    return gain, means[1] - gain * means[0]
 
 
 def _unexplained(source: Images, target: Images, inside: NDArray[np.bool_]) -> Images:
