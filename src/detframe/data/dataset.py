@@ -101,7 +101,8 @@ class DetectionDataset(Dataset["Sample | None"]):
         if self._is_cropped(height, width):
             image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore, visit)
         else:
-            image, transform = letterbox(image, self.image_size[0], self.image_size[1], self.stretch)
+            images, transform = letterbox(image[None], self.image_size[0], self.image_size[1], self.stretch)
+            image = images[0]
             boxes = to_input(original_boxes, transform)
         live = box_area(boxes) > 0  # boxes outside the image or the window have no area left
         return Sample(
@@ -174,7 +175,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         image = read_image(self.index.path(position))
         if self._is_cropped(image.shape[1], image.shape[2]):
             return image
-        return letterbox(image, self.image_size[0], self.image_size[1], self.stretch)[0]
+        return letterbox(image[None], self.image_size[0], self.image_size[1], self.stretch)[0][0]
 
     def _is_cropped(self, height: int, width: int) -> bool:
         """Whether training takes windows from an image of this size."""
@@ -184,7 +185,7 @@ class DetectionDataset(Dataset["Sample | None"]):
         """(scale_x, scale_y, offset_x, offset_y) from an original of this size to what training sees."""
         if self._is_cropped(height, width):
             return 1.0, 1.0, 0.0, 0.0
-        return letterbox_transform(height, width, self.image_size[0], self.image_size[1], self.stretch)
+        return letterbox_transform(height, width, self.image_size[0], self.image_size[1], self.stretch).tolist()
 
     def _sizes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(height, width) ``[M, 2]`` of the images at these positions, 0 for others and for what is to be skipped."""
@@ -214,10 +215,10 @@ class DetectionDataset(Dataset["Sample | None"]):
         window = image[:, top : top + target_height, left : left + target_width]
         shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
         clipped = clip_boxes(shifted, window.shape[1], window.shape[2])
-        window, transform = letterbox(window, target_height, target_width)
+        windows, transform = letterbox(window[None], target_height, target_width)
         offset = transform[2:] - transform[:2] * torch.tensor([left, top], dtype=torch.float32)
         return (
-            window,
+            windows[0],
             torch.cat((transform[:2], offset)),
             to_input(clipped, transform),
             ignore | (share_left(clipped, shifted) < self.min_visible),
