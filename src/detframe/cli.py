@@ -71,6 +71,9 @@ VERBS = {
     "mine": Verb(
         "choose from unlabelled images those that the detector would learn most from", "detframe.analysis.mine:mine"
     ),
+    "export": Verb(
+        "write a checkpoint as one proven file, from the camera's pixels to final boxes", "detframe.export.verb:export"
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
 }
 

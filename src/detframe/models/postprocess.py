@@ -76,8 +76,8 @@ def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, live: Tensor, io
     # One call for the whole batch: images and groups are laid out side by side so that they never overlap. In float64
     # the shift costs no precision. Boxes that are not live share one place, where the first suppresses the rest.
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    place = image * (groups.amax() + 1) + groups + 1
-    shifted = boxes.double() + (place.double() * (boxes.amax() + 1).double())[..., None]
+    place = image * (groups.max() + 1) + groups + 1
+    shifted = boxes.double() + (place.double() * (boxes.max() + 1).double())[..., None]
     unit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=boxes.device)
     shifted = torch.where(live[..., None], shifted, unit)
     kept = nms(shifted.flatten(0, 1), torch.where(live, scores, -1.0).double().flatten(), iou_threshold)

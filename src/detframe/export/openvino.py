@@ -1,0 +1,26 @@
+"""OpenVINO, for Intel's processors: made of the ONNX file, which it reads better than it does a program of torch."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+from detframe.export.artefact import Artefact
+from detframe.export.onnx import write_onnx
+from detframe.export.runtime import METADATA, Metadata
+
+_openvino: Any = openvino  # it states no types for what it offers
+
+
+def write_openvino(artefact: Artefact, metadata: Metadata, path: Path) -> None:
+    """Write an artefact as a folder with ``model.xml`` and ``model.bin``, in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        write_onnx(artefact, metadata, onnx)
+        model = _openvino.convert_model(onnx)
+        model.set_rt_info(metadata.to_json(), [METADATA])
+        path.mkdir()
+        _openvino.save_model(model, path / "model.xml", compress_to_fp16=False)

@@ -1,0 +1,84 @@
+"""The images that an artefact is proven on: those of an annotated split, and strange ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detframe.data.annotations import AnnotationIndex, DataError, require_sound
+from detframe.data.images import read_image
+from detframe.data.sources import read_splits
+from detframe.export.verify import Images, strange_images
+from detframe.metrics.rows import TruthRows
+
+
+@dataclass(frozen=True)
+class AnnotatedSplit:
+    """A split to prove on."""
+
+    name: str
+    index: AnnotationIndex
+    truths: TruthRows
+    areas: torch.Tensor  # [G] square pixels
+    hash: str  # of its content
+
+
+def annotated_split(data: Path, images: int, class_names: list[str]) -> AnnotatedSplit:
+    """The validation split of a data set, or its test split, or the only one.
+
+    Args:
+        data: As `detframe check` takes it.
+        images: Take so many of its images, evenly chosen; 0 takes all.
+        class_names: Of the detector.
+
+    Raises:
+        DataError: It cannot be read, or has other classes.
+    """
+    readings = read_splits(data)
+    name = next((name for name in ("val", "test") if name in readings), next(iter(readings)))
+    index = require_sound(readings[name])
+    if index.class_names != class_names:
+        raise DataError(
+            f"{index.source}: has the classes {', '.join(index.class_names)}; the detector's are "
+            f"{', '.join(class_names)}. Name the data that it was trained on with --data."
+        )
+    if images and images < len(index):
+        index = index.subset(np.linspace(0, len(index) - 1, images).round().astype(np.int64))
+    truths = TruthRows(
+        images=torch.from_numpy(index.image_of_box()),
+        boxes=torch.from_numpy(index.boxes).float(),
+        labels=torch.from_numpy(index.labels),
+        ignore=torch.from_numpy(index.ignore.copy()),
+    )
+    areas = torch.from_numpy(index.areas).float()
+    return AnnotatedSplit(name, index, truths, areas, index.hashes(index.image_digests())["hash"])
+
+
+class ProofImages:
+    """Annotated images, then strange ones, by name. They are read anew each time, as they may be many.
+
+    Args:
+        split: The annotated ones; None where there are none.
+        height: Of the network's input in pixels.
+        width: Likewise.
+    """
+
+    def __init__(self, split: AnnotatedSplit | None, height: int, width: int) -> None:
+        self.split = split
+        self.strange = strange_images(height, width)
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.strange) + (0 if self.split is None else len(self.split.index))
+
+    def __iter__(self) -> Iterator[tuple[str, Images]]:
+        """Names and images ``[B, 3, H, W]`` uint8 RGB."""
+        if self.split is not None:
+            index = self.split.index
+            for place, name in enumerate(index.file_names):
+                yield name, read_image(index.path(place))[None].numpy()
+        yield from self.strange.items()

@@ -1,0 +1,191 @@
+"""Load an artefact and run it, whatever its format: the one way for serving, proof and measuring.
+
+It needs what the format needs (torch and torchvision, onnxruntime, or openvino) and nothing else of detframe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+METADATA = "detframe.json"
+"""Name under which a format's file holds its :class:`Metadata` as JSON."""
+
+OUTPUTS = ("boxes", "scores", "labels", "valid", "confident")
+
+
+class ArtefactError(ValueError):
+    """A file that is no artefact or cannot run here; the message says what to do."""
+
+
+class Answer(NamedTuple):
+    """What an artefact answers: K slots for each image, filled from the front by descending score."""
+
+    boxes: NDArray[np.float32]  # [B, K, 4] xyxy in pixels of the image as it came
+    scores: NDArray[np.float32]  # [B, K] 0..1
+    labels: NDArray[np.int64]  # [B, K] 0..C-1
+    valid: NDArray[np.bool_]  # [B, K] False in the slots that are not used
+    confident: NDArray[np.bool_]  # [B, K] valid and from the operating threshold of the class on
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an artefact says of itself.
+
+    Attributes:
+        class_names: Names by label.
+        image_size: (height, width) of the network's input; images of any size are brought to it inside.
+        stretch: Whether they are stretched to it instead of letterboxed.
+        thresholds: Operating threshold of each class, by name; empty where none was chosen, and then all are 0.
+        calibrated: Whether scores are.
+        checkpoint_hash: Of the checkpoint's content.
+        dataset_hash: Of the data that it was proven on; "" where there was none.
+        versions: Of the libraries that wrote it.
+    """
+
+    class_names: list[str]
+    image_size: tuple[int, int]
+    stretch: bool
+    thresholds: dict[str, float] = field(default_factory=dict)
+    calibrated: bool = False
+    checkpoint_hash: str = ""
+    dataset_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As a JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Metadata:
+        """Read what :meth:`to_json` has written; keys of later versions are passed over."""
+        content: Mapping[str, Any] = json.loads(text)
+        known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
+        return cls(**{**known, "image_size": tuple(known["image_size"])})
+
+
+class Artefact(NamedTuple):
+    """A loaded artefact."""
+
+    metadata: Metadata
+    run: Callable[[NDArray[np.uint8]], Answer]  # RGB [B, 3, H, W], all of one size
+    path: Path
+
+
+def load(path: Path, threads: int = 0) -> Artefact:
+    """Load an artefact by the end of its name: .torchscript, .pt2, .onnx, or a folder .openvino.
+
+    Args:
+        path: What `detframe export` wrote.
+        threads: Of the CPU that one call may use; 0 leaves it to the runtime.
+
+    Raises:
+        ArtefactError: There is no such file, it is none of ours, or its runtime is not installed.
+    """
+    if not path.exists():
+        raise ArtefactError(f"{path}: there is no such artefact. Write one with `detframe export CHECKPOINT`.")
+    loader = _LOADERS.get(path.suffix)
+    if loader is None:
+        raise ArtefactError(f"{path}: is no artefact; their names end in {', '.join(_LOADERS)}.")
+    try:
+        metadata, run = loader(path, threads)
+    except ModuleNotFoundError as error:
+        raise ArtefactError(
+            f"{path}: needs {error.name}, which is not installed. Run `pip install {error.name}`."
+        ) from error
+    except ArtefactError:
+        raise
+    except Exception as error:  # each runtime has errors of its own for files that are none of its
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtefactError(f"{path}: cannot be loaded ({reason[:200]}). Export it anew.") from error
+    if not metadata:
+        raise ArtefactError(f"{path}: holds no {METADATA}; it was not written by `detframe export`.")
+    return Artefact(Metadata.from_json(metadata), run, path)
+
+
+Run = Callable[[NDArray[np.uint8]], Answer]
+
+
+def _torchscript(path: Path, threads: int) -> tuple[str, Run]:
+    import warnings
+
+    import torch
+    import torchvision  # noqa: F401 - brings the operator of non-maximum suppression
+
+    extra = {METADATA: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated and still one of the formats
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    return extra[METADATA], _of_torch(module, threads)
+
+
+def _program(path: Path, threads: int) -> tuple[str, Run]:
+    import torch
+    import torchvision  # noqa: F401
+
+    extra = {METADATA: ""}
+    program = torch.export.load(str(path), extra_files=extra)
+    return extra[METADATA], _of_torch(program.module(), threads)
+
+
+def _of_torch(module: Callable[..., Any], threads: int) -> Run:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+    def run(images: NDArray[np.uint8]) -> Answer:
+        with torch.inference_mode():
+            found = module(torch.from_numpy(images))
+        return Answer(*(column.numpy() for column in found))
+
+    return run
+
+
+def _onnx(path: Path, threads: int) -> tuple[str, Run]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+    metadata: str = session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+
+    def run(images: NDArray[np.uint8]) -> Answer:
+        found: Any = session.run(list(OUTPUTS), {"images": images})
+        return Answer(*found)
+
+    return metadata, run
+
+
+def _openvino(path: Path, threads: int) -> tuple[str, Run]:
+    openvino: Any = import_module("openvino")  # it states no types for what it offers
+    core = openvino.Core()
+    model = core.read_model(path / "model.xml")
+    # By default OpenVINO computes in bfloat16 where the CPU has it, which is not what was proven.
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(model, "CPU", settings)
+    metadata = model.get_rt_info([METADATA]).astype(str) if model.has_rt_info([METADATA]) else ""
+
+    def run(images: NDArray[np.uint8]) -> Answer:
+        found = compiled(images)
+        return Answer(*(np.array(found[name]) for name in OUTPUTS))
+
+    return metadata, run
+
+
+_LOADERS: dict[str, Callable[[Path, int], tuple[str, Run]]] = {
+    ".torchscript": _torchscript,
+    ".pt2": _program,
+    ".onnx": _onnx,
+    ".openvino": _openvino,
+}

@@ -1,0 +1,280 @@
+"""The verb ``export``: a checkpoint becomes one file that holds everything, proven before it gets its name."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from detframe.analysis.diagnosis import parse_aim
+from detframe.analysis.evidence import examine
+from detframe.data.annotations import DataError, file_digest
+from detframe.data.images import ImageError
+from detframe.drawing import Truth, draw_boxes
+from detframe.export.artefact import Artefact
+from detframe.export.proof_images import AnnotatedSplit, ProofImages, annotated_split
+from detframe.export.runtime import Answer, ArtefactError, Metadata, load
+from detframe.export.verify import LEAST_SCORE, Images, Proof, prove, rows_of_answers
+from detframe.refusals import refuse, refuse_unwritable
+
+if TYPE_CHECKING:
+    from detframe.training.task import DetectionTask
+
+Format = Literal["torchscript", "program", "onnx", "openvino"]
+
+
+class Writer(NamedTuple):
+    """Where a format is written, and what its file is called."""
+
+    function: str  # "module:function"
+    name: str
+
+
+WRITERS: dict[str, Writer] = {
+    "torchscript": Writer("detframe.export.torchscript:write_torchscript", "model.torchscript"),
+    "program": Writer("detframe.export.program:write_program", "model.pt2"),
+    "onnx": Writer("detframe.export.onnx:write_onnx", "model.onnx"),
+    "openvino": Writer("detframe.export.openvino:write_openvino", "model.openvino"),
+}
+_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+_LIBRARIES = ("detframe", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+def export(
+    checkpoint: Path,
+    to: Format = "torchscript",
+    out: Path | None = None,
+    data: Path | None = None,
+    aim: str = "f1",
+    images: int = 0,
+    json: bool = False,
+) -> int:
+    """Write a checkpoint as one file that takes an image as the camera gives it and answers with final boxes in it.
+
+    Inside are the resizing of training, normalisation, the network with averaged weights, decoding, suppression,
+    calibration, operating thresholds and the way back to the image's pixels; class names and hashes are its metadata.
+
+      torchscript  model.torchscript, for torch and torchvision, also in C++
+      program      model.pt2, for torch.export.load, its successor
+      onnx         model.onnx, for onnxruntime alone
+      openvino     model.openvino/, for OpenVINO on Intel's processors
+
+    Before it gets its name it is proven: on the images of the validation split and on strange ones (dark, one pixel,
+    huge, wide ...) it has to find what the checkpoint finds, within half a pixel and 0.001 of the score, and to have
+    its mAP within 0.0005. The proof lies beside it.
+
+    Exit code: 0 when it is written; 1 when the proof failed, and then nothing is written but a picture of the worst
+    image; 2 when the input cannot be used.
+
+    Args:
+        checkpoint: Such as runs/bccd/version_0/checkpoints/best.ckpt, or calibrated.ckpt.
+        to: The format.
+        out: Folder to write to; by default `export` in the run's folder.
+        data: Data to prove it on and to choose operating thresholds by: its `val` split, or the only one there is. By
+            default what the run's config.yaml names; where that has no validation split, the test split proves and
+            no threshold is chosen.
+        aim: What the threshold of each class is chosen for, as for `diagnose`: f1, precision=0.95, recall=0.9 or
+            cost=1:10. The artefact answers with all detections; those from the threshold on are `confident`.
+        images: Prove on so many images of the split, evenly chosen; 0 takes all.
+        json: Print the proof as JSON and nothing else.
+    """
+    from detframe.training.task import CheckpointError
+
+    console = Console(stderr=True, quiet=json, highlight=False)
+    run = checkpoint.parent.parent
+    folder = out or run / "export"
+    try:
+        chosen = parse_aim(aim)
+        for name in _NEEDED.get(to, ()):
+            _require(name, to)
+        task = _read(checkpoint)
+        names = task.class_names
+        split = _split(data, run / "config.yaml", images, names)
+        eager = _artefact(task, [0.0] * len(names))
+        detect = _eager(eager)
+        every = ProofImages(split, eager.height, eager.width)
+        expected = {name: detect(image) for name, image in _tracked(every, "Asking the checkpoint", console)}
+        thresholds: dict[str, float] = {}
+        if split is not None and split.name != "test":
+            answers = list(expected.values())[: len(split.index)]
+            found = examine(rows_of_answers(answers, split.truths), len(names), chosen)
+            thresholds = dict(zip(names, found.thresholds.tolist(), strict=True))
+        about = Metadata(
+            class_names=names,
+            image_size=(eager.height, eager.width),
+            stretch=eager.stretch,
+            thresholds=thresholds,
+            calibrated=task.detector.calibration is not None,
+            checkpoint_hash=file_digest(checkpoint).hex(),
+            dataset_hash="" if split is None else split.hash,
+            versions={name: version for name in _LIBRARIES if (version := _version(name))},
+        )
+        writer = WRITERS[to]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            path = Path(scratch) / writer.name
+            with console.status(f"Writing {writer.name}"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # exporters warn of what is deprecated in each other
+                _function(writer)(_artefact(task, [thresholds.get(name, 0.0) for name in names]), about, path)
+                artefact = load(path)
+            proof = prove(
+                expected,
+                _tracked(every, f"Asking {writer.name}", console),
+                artefact.run,
+                None if split is None else split.truths,
+                torch.zeros(0) if split is None else split.areas,
+                names,
+                detect,
+            )
+            report = _report(proof, about, path, split)
+            shown = folder / f"{writer.name}.worst.jpg"
+            if proof.faults:
+                worst = next(image for name, image in every if name == proof.worst)
+                _draw(worst, expected[proof.worst], artefact.run(worst), names).save(shown)
+            else:
+                _put(path, folder / writer.name)
+                (folder / f"{writer.name}.proof.json").write_text(dumps(report, indent=1), encoding="utf-8")
+    except (DataError, ImageError, CheckpointError, ArtefactError, ValueError) as error:
+        return refuse(error, json)
+    except OSError as error:
+        return refuse_unwritable(error, folder)
+    if json:
+        print(dumps(report))
+    else:
+        Console(highlight=False).print(_table(report))
+    if proof.faults:
+        print(
+            f"{writer.name} is not written: {'; '.join(proof.faults)}. The worst image is {proof.worst!r}: {shown}",
+            file=console.file,
+        )
+        return 1
+    if not json:
+        Console(highlight=False, markup=False).print(f"Written to {folder / writer.name}", soft_wrap=True)
+    return 0
+
+
+def _split(data: Path | None, config: Path, images: int, names: list[str]) -> AnnotatedSplit | None:
+    """The split to prove on; None where none was named and the run's own cannot be read."""
+    try:
+        return annotated_split(data if data is not None else config, images, names)
+    except DataError:
+        if data is not None:
+            raise
+        return None
+
+
+def _read(checkpoint: Path) -> DetectionTask:
+    from detframe.training.task import CheckpointError, DetectionTask
+
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint. Runs keep theirs in `checkpoints/`.")
+    try:
+        return DetectionTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # files that are no checkpoint make torch.load raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{checkpoint}: is no checkpoint of detframe ({reason[:200]}).") from error
+
+
+def _artefact(task: DetectionTask, thresholds: list[float]) -> Artefact:
+    height, width = task.hparams["image_size"]
+    return Artefact(task.detector, (height, width), task.hparams["stretch"], thresholds)
+
+
+def _eager(artefact: Artefact) -> Callable[[Images], Answer]:
+    def detect(images: Images) -> Answer:
+        with torch.inference_mode():
+            return Answer(*(column.numpy() for column in artefact(torch.from_numpy(images))))
+
+    return detect
+
+
+def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:
+    return track(images, doing, len(images), console=console, transient=True)
+
+
+def _function(writer: Writer) -> Callable[[Artefact, Metadata, Path], None]:
+    module, name = writer.function.split(":")
+    function: Callable[[Artefact, Metadata, Path], None] = getattr(import_module(module), name)
+    return function
+
+
+def _require(library: str, to: str) -> None:
+    if find_spec(library) is None:
+        raise ArtefactError(f"--to {to} needs {library}. Run `pip install 'detframe[export]'`.")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _put(path: Path, place: Path) -> None:
+    """Move what was proven to its place; an older one goes."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.replace(place)
+
+
+def _report(proof: Proof, about: Metadata, path: Path, split: AnnotatedSplit | None) -> dict[str, Any]:
+    files = [path, *path.rglob("*")]
+    return {
+        "artefact": path.name,
+        "passed": not proof.faults,
+        "faults": proof.faults,
+        "images": len(proof.images),
+        "data": None if split is None else str(split.index.source),
+        "split": None if split is None else split.name,
+        **proof.total._asdict(),
+        "map_checkpoint": proof.map_expected,
+        "map": proof.map_found,
+        "milliseconds_checkpoint": proof.milliseconds_expected,
+        "milliseconds": proof.milliseconds_found,
+        "megabytes": sum(file.stat().st_size for file in files if file.is_file()) / 1e6,
+        "worst": proof.worst,
+        "metadata": asdict(about),
+        "per_image": {name: difference._asdict() for name, difference in proof.images.items()},
+    }
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("", "checkpoint", report["artefact"], title_justify="left")
+    if report["map"] is not None:
+        table.add_row("mAP", f"{report['map_checkpoint']:.5f}", f"{report['map']:.5f}")
+    table.add_row("ms an image", f"{report['milliseconds_checkpoint']:.1f}", f"{report['milliseconds']:.1f}")
+    table.add_row("MB", "", f"{report['megabytes']:.1f}")
+    table.add_row("images", "", str(report["images"]))
+    table.add_row("detections compared", "", str(report["detections"]))
+    table.add_row("without a partner", "", str(report["unmatched"]))
+    table.add_row("most apart, pixels", "", f"{report['box']:.5f}")
+    table.add_row("most apart, score", "", f"{report['score']:.7f}")
+    for name, threshold in report["metadata"]["thresholds"].items():
+        table.add_row(f"threshold {name}", "", f"{threshold:.3f}")
+    return table
+
+
+def _draw(image: Images, expected: Answer, found: Answer, names: list[str]) -> Image.Image:
+    """An image with the artefact's detections solid and the checkpoint's dashed."""
+    kept = found.valid[0] & (found.scores[0] >= LEAST_SCORE)
+    wanted = expected.valid[0] & (expected.scores[0] >= LEAST_SCORE)
+    truth = Truth(
+        torch.from_numpy(expected.boxes[0][wanted]),
+        torch.from_numpy(expected.labels[0][wanted]),
+        torch.zeros(int(wanted.sum()), dtype=torch.bool),
+    )
+    boxes, labels, scores = (torch.from_numpy(column[0][kept]) for column in (found.boxes, found.labels, found.scores))
+    return draw_boxes(torch.from_numpy(image[0]), boxes, labels, scores, names, truth, min_side=480)

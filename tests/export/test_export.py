@@ -1,0 +1,299 @@
+"""An artefact is the model: what it answers is what its checkpoint does, or it is not written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.export.conftest import save
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+import detframe.export.torchscript as torchscript_module
+import detframe.export.verb as verb_module
+from detframe.cli import main
+from detframe.data.coco import read_coco
+from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.scenes import CLASS_NAMES
+from detframe.export.artefact import Artefact
+from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, Metadata, load
+from detframe.export.verify import difference, strange_images
+from detframe.models.backbones import TimmBackbone
+from detframe.models.calibration import Calibration
+from detframe.models.heads.dense import DenseHead
+from detframe.models.necks import SimpleFeaturePyramid
+from detframe.training.task import DetectionTask
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+FORMATS = {
+    "torchscript": "model.torchscript",
+    "program": "model.pt2",
+    "onnx": "model.onnx",
+    "openvino": "model.openvino",
+}
+
+
+def task_of(run: Path) -> DetectionTask:
+    path = run / "checkpoints" / "best.ckpt"
+    return DetectionTask.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def test_an_artefact_answers_as_the_task_does_with_the_loader_s_images(run: Path) -> None:
+    task = task_of(run).eval()
+    index = read_coco(run.parents[1] / "data" / "val.json").index
+    dataset = DetectionDataset(index, (96, 128))
+    batch = collate([dataset[i] for i in range(len(index))])
+    assert batch is not None
+    thresholds = torch.linspace(0.2, 0.6, len(CLASS_NAMES))
+    artefact = Artefact(task.detector, (96, 128), False, thresholds.tolist())
+    with torch.inference_mode():
+        expected = task.predict_step(batch._replace(images=batch.images.float() / 255), 0)
+        assert expected is not None
+        for place in range(len(index)):
+            image = torch.from_numpy(np.array(Image.open(index.path(place)).convert("RGB"))).permute(2, 0, 1)
+            found = artefact(image[None])
+            torch.testing.assert_close(found.boxes[0], expected.boxes[place], atol=1e-3, rtol=0)
+            torch.testing.assert_close(found.scores[0], expected.scores[place], atol=1e-5, rtol=0)
+            assert torch.equal(found.confident, found.valid & (found.scores >= thresholds[found.labels]))
+    assert expected.valid.sum() > 50
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every format, by the command line."""
+    out = tmp_path_factory.mktemp("artefacts")
+    for name in FORMATS:
+        assert main(["export", str(run / "checkpoints" / "best.ckpt"), "--to", name, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_answers_alike_whatever_the_image(run: Path, exported: Path, name: str) -> None:
+    proof = json.loads((exported / f"{FORMATS[name]}.proof.json").read_text())
+    assert proof["passed"]
+    assert proof["split"] == "val"
+    assert proof["images"] == 4 + len(strange_images(96, 128))
+    assert proof["detections"] > 300
+    assert proof["unmatched"] <= 2  # of the detector's random weights some scores are equal in the grey margin
+    assert proof["map"] == pytest.approx(proof["map_checkpoint"], abs=1e-6)
+    assert set(proof["metadata"]["thresholds"]) == set(CLASS_NAMES)
+
+    artefact = load(exported / FORMATS[name], threads=1)
+    assert artefact.metadata.class_names == list(CLASS_NAMES)
+    assert artefact.metadata.image_size == (96, 128)
+    assert len(artefact.metadata.checkpoint_hash) == len(artefact.metadata.dataset_hash) == 64
+    thresholds = [artefact.metadata.thresholds[name] for name in CLASS_NAMES]
+    eager = Artefact(task_of(run).detector, (96, 128), False, thresholds)
+    noise = np.random.default_rng(1).integers(0, 256, (5, 3, 61, 203)).astype(np.uint8)
+    for images in (noise, noise[:1, :, :, :60].copy(), noise[:2, :, :2, :2].copy()):
+        with torch.inference_mode():
+            expected = Answer(*(column.numpy() for column in eager(torch.from_numpy(images))))
+        found = artefact.run(images)
+        assert difference(expected, found).unmatched <= 2
+        assert (found.confident == found.valid & (found.scores >= np.array(thresholds)[found.labels])).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_page_s_examples_run_without_detframe(exported: Path, tmp_path: Path, name: str) -> None:
+    (text,) = re.findall(rf"```python\n# with_{name}\.py\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(text.splitlines()) <= 20
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3)).astype(np.uint8))
+    image.save(tmp_path / "image.jpg")
+    (tmp_path / FORMATS[name]).symlink_to(exported / FORMATS[name])
+    blocked = "import sys; sys.modules['detframe'] = None\n"
+    command = [sys.executable, "-W", "ignore", "-c", blocked + text]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pixels = np.array(Image.open(tmp_path / "image.jpg")).transpose(2, 0, 1)[None]
+    answer = load(exported / FORMATS[name]).run(pixels)
+    lines = done.stdout.splitlines()
+    assert len(lines) == answer.confident.sum()
+    if lines:
+        assert lines[0].split()[0] == CLASS_NAMES[answer.labels[answer.confident][0]]
+
+
+@pytest.mark.slow
+def test_torchscript_takes_floats_too(exported: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: Any = torch.jit.load(str(exported / "model.torchscript"))
+    image = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
+    with torch.inference_mode():
+        for whole, real in zip(module(image), module(image / 255), strict=True):
+            torch.testing.assert_close(whole, real, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(61, 40), (200, 333), (13, 1), (64, 64), (1080, 70)])
+def test_onnx_resizes_to_the_last_grey(size: tuple[int, int], tmp_path: Path) -> None:
+    import onnxruntime
+
+    from detframe.export.onnx_resize import resize_antialiased
+
+    class Resize(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return interpolate(images, size=(64, 40), mode="bilinear", align_corners=False, antialias=True)
+
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Resize(),
+            (images,),
+            dynamo=True,
+            opset_version=18,
+            custom_translation_table={torch.ops.aten._upsample_bilinear2d_aa.default: resize_antialiased},
+            verbose=False,
+        )
+    assert program is not None
+    program.save(tmp_path / "resize.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "resize.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert np.array_equal(found, Resize()(images).numpy())
+
+
+@pytest.mark.slow
+def test_a_transformer_that_cannot_be_scripted_is_traced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "backbone": partial(TimmBackbone, name="test_vit"),
+        "neck": partial(SimpleFeaturePyramid, channels=32),
+        "head": partial(DenseHead, width=16, depth=1),
+    }
+    task = DetectionTask(class_names=["nut"], image_size=(64, 64), **parts)
+    artefact = Artefact(task.detector, (64, 64), True, [0.0])
+    torchscript_module.write_torchscript(artefact, Metadata(["nut"], (64, 64), True), tmp_path / "model.torchscript")
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 70, 50)).astype(np.uint8)
+    with torch.inference_mode():
+        expected = artefact(torch.from_numpy(images))
+    np.testing.assert_allclose(load(tmp_path / "model.torchscript").run(images).scores, expected.scores, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_calibration_is_inside(run: Path, tmp_path: Path) -> None:
+    task = task_of(run)
+    task.detector.calibration = Calibration(len(CLASS_NAMES))
+    task.detector.calibration.logits += 1.5  # scores rise, and their order stays
+    path = save(task, tmp_path / "checkpoints" / "calibrated.ckpt")
+    data = str(run.parents[1] / "data" / "test.json")
+    assert main(["export", str(path), "--data", data]) == 0
+    found = load(tmp_path / "export" / "model.torchscript")
+    assert found.metadata.calibrated
+    assert found.metadata.thresholds == {}  # the test split is not for choosing
+    images = strange_images(96, 128)["wide"]
+    plain = Artefact(task_of(run).detector, (96, 128), False, [0.0] * len(CLASS_NAMES))
+    with torch.inference_mode():
+        raw = plain(torch.from_numpy(images)).scores.double()
+    answer = found.run(images)
+    assert np.array_equal(answer.confident, answer.valid)
+    kept = answer.valid[0]
+    expected = torch.sigmoid(torch.logit(raw[0]) + 1.5).sort(descending=True).values.numpy()
+    np.testing.assert_allclose(answer.scores[0][kept], expected[kept], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_failed_proof_leaves_a_picture_and_no_artefact(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = torchscript_module.write_torchscript
+
+    def damaged(artefact: Artefact, metadata: Metadata, path: Path) -> None:
+        artefact.height += 32
+        whole(artefact, metadata, path)
+
+    monkeypatch.setattr(torchscript_module, "write_torchscript", damaged)
+    assert main(["export", str(run / "checkpoints" / "best.ckpt"), "--out", str(tmp_path / "out")]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.torchscript.worst.jpg"]
+    error = capsys.readouterr().err
+    assert "model.torchscript is not written" in error
+    assert "have no partner" in error
+    with Image.open(tmp_path / "out" / "model.torchscript.worst.jpg") as picture:
+        assert min(picture.size) >= 96
+
+
+def answer(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Answer:
+    valid = np.ones((1, len(scores)), dtype=np.bool_)
+    columns = np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32), np.array([labels])
+    return Answer(*columns, valid, valid)
+
+
+def test_answers_are_compared_as_sets() -> None:
+    near, far = [0.0, 0, 10, 10], [50.0, 50, 60, 70]
+    expected = answer([near, far], [0.9, 0.9], [0, 1])
+    assert difference(expected, expected) == (2, 0, 0.0, 0.0)
+    assert difference(expected, answer([far, near], [0.9, 0.9], [1, 0])).unmatched == 0
+    moved = difference(expected, answer([[0.0, 0, 10, 10.25], far], [0.9005, 0.9], [0, 1]))
+    assert moved[:3] == (2, 0, 0.25)
+    assert moved.score == pytest.approx(0.0005, abs=1e-6)
+    assert difference(expected, answer([near], [0.9], [0])).unmatched == 1
+    assert difference(expected, answer([near, far], [0.9, 0.9], [0, 0])).unmatched == 2
+    assert difference(expected, answer([near, [50.0, 50, 60, 71]], [0.9, 0.9], [0, 1])).unmatched == 2
+    assert difference(answer([near], [0.9], [0]), answer([near, far], [0.9, 0.8], [0, 1])).unmatched == 1
+    # Below the limit nothing is compared, and just above it the other may be just below.
+    assert difference(answer([near], [0.9], [0]), answer([near, far], [0.9, 0.04], [0, 1])).unmatched == 0
+    assert difference(answer([near], [0.0504], [0]), answer([near], [0.0498], [0])).unmatched == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{run}/checkpoints/none.ckpt"], "no such checkpoint"),
+        (["{run}/config.yaml"], "is no checkpoint of detframe"),
+        (["{run}/checkpoints/best.ckpt", "--data", "{run}/nowhere"], "no such file or folder"),
+        (["{run}/checkpoints/best.ckpt", "--aim", "f3"], "--aim is 'f3'"),
+        (["{run}/checkpoints/best.ckpt", "--to", "coreml"], "coreml"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *(argument.format(run=run) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_data_of_other_classes_and_missing_libraries_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.parents[1] / "data", tmp_path, dirs_exist_ok=True)
+    other = json.loads((tmp_path / "val.json").read_text())
+    other["categories"][0]["name"] = "rivet"
+    (tmp_path / "val.json").write_text(json.dumps(other))
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    assert main(["export", checkpoint, "--data", str(tmp_path / "val.json")]) == 2
+    assert "rivet" in capsys.readouterr().err
+    monkeypatch.setattr(verb_module, "find_spec", lambda name: None)
+    assert main(["export", checkpoint, "--to", "onnx"]) == 2
+    assert "pip install 'detframe[export]'" in capsys.readouterr().err
+
+
+def test_what_is_no_artefact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no such artefact"):
+        load(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_text("nothing")
+    with pytest.raises(ArtefactError, match="cannot be loaded"):
+        load(tmp_path / "model.onnx")
+    (tmp_path / "model.tflite").touch()
+    with pytest.raises(ArtefactError, match=r"their names end in \.torchscript"):
+        load(tmp_path / "model.tflite")
+
+
+def test_metadata_are_read_as_written_and_later_keys_passed_over() -> None:
+    metadata = Metadata(["nut"], (96, 128), False, {"nut": 0.4}, True, "a", "b", {"torch": "2"})
+    content = json.loads(metadata.to_json())
+    assert Metadata.from_json(json.dumps({**content, "of_next_year": 1})) == metadata
+    assert Answer._fields == OUTPUTS
