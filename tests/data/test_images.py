@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from detframe.data.images import BACKGROUND, ImageError, image_size, read_image, web_media_type
+from detframe.data.images import (
+    BACKGROUND,
+    ImageError,
+    ImageTooLargeError,
+    SentImage,
+    image_size,
+    read_image,
+    web_media_type,
+)
 
 # From the EXIF standard, independently of Pillow's transpositions: how the picture as seen becomes the stored one.
 STORED_BY_ORIENTATION: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -335,3 +343,31 @@ def test_what_browsers_show_alike_needs_no_conversion(tmp_path: Path, colours: N
     (tmp_path / "text.png").write_text("secret")
     with pytest.raises(ImageError, match=r"text.png: not an image"):
         web_media_type(tmp_path / "text.png")
+
+
+def test_content_that_was_sent_is_read_as_its_file(tmp_path: Path, colours: NDArray[np.uint8]) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(colours).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800).save(tmp_path / "deep.png")
+    for path in tmp_path.iterdir():
+        sent = SentImage(path.read_bytes(), "sent.jpg")
+        assert torch.equal(read_image(sent), read_image(path))
+        assert image_size(sent) == image_size(path)
+    assert image_size(SentImage((tmp_path / "turned.jpg").read_bytes(), "")) == (7, 5)
+
+
+def test_content_that_was_sent_is_to_be_sent_again(
+    tmp_path: Path, colours: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(colours).save(tmp_path / "image.png")
+    content = (tmp_path / "image.png").read_bytes()
+    with pytest.raises(ImageError, match=r"^upload: damaged or cut off \(.*\); send it again$"):
+        read_image(SentImage(content[:-40], "upload"))
+    with pytest.raises(ImageError, match=r"^upload: the file is empty \(0 bytes\); send it again$"):
+        image_size(SentImage(b"", "upload"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 34)
+    cure = r"^upload: more pixels than the limit of 34 \(.*\); cut the image into tiles$"
+    with pytest.raises(ImageTooLargeError, match=cure):
+        image_size(SentImage(content, "upload"))

@@ -7,6 +7,7 @@ Pillow decodes: torchvision's decoder is 1.7 times as fast on colour JPEG, slowe
 from __future__ import annotations
 
 import errno
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,26 @@ class ImageError(ValueError):
     """An image file that cannot be used; the message names the file, what is wrong and what to do."""
 
 
-def read_image(path: Path) -> Tensor:
+class ImageTooLargeError(ImageError):
+    """More pixels than Pillow's limit, by the header alone: nothing has been decoded."""
+
+
+class SentImage(NamedTuple):
+    """The content of an image file that came by another way than the disk, such as a request."""
+
+    content: bytes
+    name: str  # for messages
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """The content as a file; the mode is that of a path's ``open``."""
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        """Its name."""
+        return self.name
+
+
+def read_image(path: Path | SentImage) -> Tensor:
     """Decode the first frame of an image file to uint8 RGB ``[3, H, W]``, turned as its EXIF orientation says.
 
     * Grey of 9 to 16 bits is scaled by its range and rounded, 65535 to 255, never by its content: a picture keeps its
@@ -56,20 +76,22 @@ def read_image(path: Path) -> Tensor:
     * CMYK is converted without a colour profile; inverted CMYK as Adobe writes it into JPEG is recognised.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, damaged, too large, or has pixels of no defined brightness.
+        ImageError: the file is missing, empty, cut off, damaged, too large (:class:`ImageTooLargeError`), or has pixels
+            of no defined brightness.
     """
     with _opened(path) as image:
         image.load()
         return _to_rgb(_upright(image), path)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | SentImage) -> tuple[int, int]:
     """``(height, width)`` in pixels as :func:`read_image` returns it, from the header without decoding.
 
     Pixels are decoded in one case: a PNG that has its orientation behind its pixels.
 
     Raises:
-        ImageError: the file is missing, empty, too large or no image. Damage behind the header is not seen.
+        ImageError: the file is missing, empty, too large (:class:`ImageTooLargeError`) or no image. Damage behind the
+            header is not seen.
     """
     with _opened(path) as image:
         if image.format == "PNG" and _has_late_orientation(path):
@@ -133,7 +155,7 @@ def web_media_type(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | SentImage) -> Iterator[Image.Image]:
     """Open an image and turn everything that goes wrong until it is closed into an :class:`ImageError`."""
     try:
         # Given a path, Pillow maps uncompressed files into memory, and then garbles a TIFF of orientation 5 to 8.
@@ -145,20 +167,22 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except (ImageError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        cure = "" if isinstance(path, SentImage) else ", or raise PIL.Image.MAX_IMAGE_PIXELS if the file can be trusted"
+        limit = Image.MAX_IMAGE_PIXELS
+        raise ImageTooLargeError(
+            f"{path}: more pixels than the limit of {limit} ({error}); cut the image into tiles{cure}"
+        ) from error
     except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything
         raise ImageError(f"{path}: {_explanation(path, error)}") from error
 
 
-def _explanation(path: Path, error: Exception) -> str:
+def _explanation(path: Path | SentImage, error: Exception) -> str:
     """What went wrong and the cure, for a person who has the file name but not the traceback."""
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return (
-            f"more pixels than the limit of {Image.MAX_IMAGE_PIXELS} ({error}); cut the image into tiles, or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS if the file can be trusted"
-        )
+    again = "send it again" if isinstance(path, SentImage) else "copy it again or remove it from the annotations"
     if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:
-            return "the file is empty (0 bytes); copy it again or remove it from the annotations"
+        if _is_empty(path):
+            return f"the file is empty (0 bytes); {again}"
         return (
             f"not an image, or its header is damaged; readable are {', '.join(FORMATS)}, convert other formats to PNG"
         )
@@ -166,7 +190,12 @@ def _explanation(path: Path, error: Exception) -> str:
         if error.errno == errno.ENOENT:
             return "no such file; check the image folder and the file name in the annotations"
         return f"cannot be opened ({error.strerror}); check that it is a file and that you may read it"
-    return f"damaged or cut off ({error}); copy it again or remove it from the annotations"
+    return f"damaged or cut off ({error}); {again}"
+
+
+def _is_empty(path: Path | SentImage) -> bool:
+    with path.open("rb") as file:
+        return not file.read(1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -186,7 +215,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _has_late_orientation(path: Path) -> bool:
+def _has_late_orientation(path: Path | SentImage) -> bool:
     """Whether a PNG has metadata that may state an orientation behind its pixels, as ImageMagick and ExifTool do."""
     with path.open("rb") as file:
         file.seek(8)
@@ -210,7 +239,7 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         file.seek(length - len(start) + 4, 1)  # the rest of the content and its checksum
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Tensor:
+def _to_rgb(image: Image.Image, path: Path | SentImage) -> Tensor:
     """A decoded image of any mode as uint8 RGB ``[3, H, W]``."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _repeat_grey(_to_8_bit(image, path))
@@ -228,7 +257,7 @@ def _repeat_grey(grey: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.repeat(grey[None], 3, axis=0))
 
 
-def _to_8_bit(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def _to_8_bit(image: Image.Image, path: Path | SentImage) -> NDArray[np.uint8]:
     """Grey pixels of more than 8 bits, integer or float, scaled by their range to 0..255 ``[H, W]`` and rounded."""
     values = np.asarray(image)
     white = 1 if image.mode == "F" else 65535
