@@ -75,6 +75,9 @@ VERBS = {
         "write a checkpoint as one proven file, from the camera's pixels to final boxes", "detframe.export.verb:export"
     ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
+    "serve": Verb(
+        "answer HTTP requests with an exported detector, with a page to try it", "detframe.serving.verb:serve"
+    ),
 }
 
 USAGE = """usage: python -m detframe VERB [options]
