@@ -67,3 +67,12 @@ def test_a_batch_in_another_size_keeps_boxes_on_what_they_show() -> None:
     torch.testing.assert_close(
         to_original(found.targets.boxes[0], found.transforms, torch.tensor([[200, 300]])), original
     )
+
+
+def test_where_torch_resizes_no_whole_numbers_floats_are_resized() -> None:
+    shape = letterbox(torch.empty(2, 3, 50, 41, dtype=torch.uint8, device="meta"), 32, 48)[0]
+    assert (shape.shape, shape.dtype) == ((2, 3, 32, 48), torch.uint8)
+    images = torch.randint(0, 256, (1, 3, 50, 41), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = letterbox(images, 32, 48)[0].float()
+    real = letterbox(images.float() / 255, 32, 48)[0] * 255
+    assert (whole - real).abs().max() <= 1.01

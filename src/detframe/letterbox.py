@@ -85,16 +85,22 @@ def letterbox(
     """
     height, width = images.shape[2], images.shape[3]
     new_height, new_width = letterbox_size(height, width, target_height, target_width, stretch)
-    # An image that has the size already is copied, not computed.
-    images = functional.interpolate(
-        images, size=(new_height, new_width), mode="bilinear", align_corners=False, antialias=True
-    )
+    images = _resized(images, new_height, new_width)
     top, left = _margin(new_height, target_height), _margin(new_width, target_width)
     value = float(grey) if images.dtype == torch.uint8 else grey / 255
     # Padding would tie an exported program to the margins of the image that it was traced with.
     canvas = images.new_full((images.shape[0], images.shape[1], target_height, target_width), value)
     canvas[:, :, top : top + new_height, left : left + new_width] = images
     return canvas, _transform(height, width, new_height, new_width, target_height, target_width)
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased. Images that have the size already are copied, not computed."""
+    size = (height, width)
+    if images.dtype == torch.uint8 and images.device.type != "cpu":  # where torch has no kernel for whole numbers
+        smooth = functional.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        return smooth.round().clamp(0, 255).to(torch.uint8)
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def letterbox_transform(
