@@ -74,6 +74,10 @@ VERBS = {
     "export": Verb(
         "write a checkpoint as one proven file, from the camera's pixels to final boxes", "detframe.export.verb:export"
     ),
+    "benchmark": Verb(
+        "compare exported files and their checkpoint: speed, memory, size and mAP in one run",
+        "detframe.export.benchmark:benchmark",
+    ),
     "predict": Verb("detect objects in images and write them as COCO results, Parquet and pictures", ""),
     "serve": Verb(
         "answer HTTP requests with an exported detector, with a page to try it", "detframe.serving.verb:serve"

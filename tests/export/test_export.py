@@ -20,6 +20,7 @@ from tests.export.conftest import save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+import detframe.export.quantize as quantize_module
 import detframe.export.torchscript as torchscript_module
 import detframe.export.verb as verb_module
 from detframe.cli import main
@@ -28,7 +29,8 @@ from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.scenes import CLASS_NAMES
 from detframe.export.artefact import Artefact
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, Metadata, load
-from detframe.export.verify import difference, strange_images
+from detframe.export.verify import Difference, Proof, difference, strange_images
+from detframe.metrics.rows import TruthRows
 from detframe.models.backbones import TimmBackbone
 from detframe.models.calibration import Calibration
 from detframe.models.heads.dense import DenseHead
@@ -224,6 +226,50 @@ def test_a_failed_proof_leaves_a_picture_and_no_artefact(
         assert min(picture.size) >= 96
 
 
+@pytest.mark.slow
+def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", str(run / "checkpoints" / "best.ckpt"), "--to", "openvino", "--int8", "--out", str(tmp_path)]
+    assert main([*arguments, "--max_drop", "0.5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["map_checkpoint"] - report["map"] <= 0.5
+    path = tmp_path / "model.int8.openvino"
+    found = load(path, 1)
+    assert found.metadata.precision == "int8"
+    assert 'element_type="i8"' in (path / "model.xml").read_text()
+    (size,) = (file.stat().st_size for file in path.glob("*.bin"))
+    assert size < sum(parameter.numel() for parameter in task_of(run).detector.parameters()) * 2
+
+
+def test_reduced_precision_is_judged_by_its_map() -> None:
+    apart = Difference(10, 9, 0.4, 9e-4)
+    assert Proof({"a": apart}, 0.9, 0.8951, 1, 1).faults(0.005) == []
+    (fault,) = Proof({"a": apart}, 0.9, 0.89, 1, 1).faults(0.005)
+    assert "mAP falls from 0.9000 to 0.8900, by more than 0.005" in fault
+    assert len(Proof({"a": apart}, 0.9, 0.89, 1, 1).faults()) == 2
+
+
+def test_images_that_ranges_are_read_from_have_all_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = read_coco(run.parents[1] / "data" / "val.json").index
+    monkeypatch.setattr(quantize_module, "CALIBRATION_IMAGES", 2)
+    chosen = quantize_module.calibration_images(index)
+    assert len(chosen) == 2
+    assert set(chosen) <= {index.path(place) for place in range(len(index))}
+    monkeypatch.setattr(quantize_module, "CALIBRATION_IMAGES", 99)
+    assert len(quantize_module.calibration_images(index)) == len(index)
+
+
+def test_how_well_an_image_s_objects_are_found() -> None:
+    near, far = [0.0, 0, 10, 10], [50.0, 50, 60, 70]
+    images = torch.tensor([0, 0, 2])
+    truths = TruthRows(
+        images, torch.tensor([near, far, near]), torch.tensor([0, 1, 0]), torch.zeros(3, dtype=torch.bool)
+    )
+    found = answer([near, far, far], [0.8, 0.9, 0.4], [0, 0, 1])
+    assert quantize_module.quality(found, truths, 0) == pytest.approx((0.8 + 0.4) / 2)
+    assert quantize_module.quality(found, truths, 2) == pytest.approx(0.8)
+    assert quantize_module.quality(found, truths, 1) == pytest.approx(1 - 0.9)
+
+
 def answer(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Answer:
     valid = np.ones((1, len(scores)), dtype=np.bool_)
     columns = np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32), np.array([labels])
@@ -255,6 +301,7 @@ def test_answers_are_compared_as_sets() -> None:
         (["{run}/checkpoints/best.ckpt", "--data", "{run}/nowhere"], "no such file or folder"),
         (["{run}/checkpoints/best.ckpt", "--aim", "f3"], "--aim is 'f3'"),
         (["{run}/checkpoints/best.ckpt", "--to", "coreml"], "coreml"),
+        (["{run}/checkpoints/best.ckpt", "--int8"], "--int8 is of --to openvino, and not of torchscript"),
     ],
 )
 def test_bad_input_is_one_sentence(

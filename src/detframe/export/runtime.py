@@ -48,6 +48,7 @@ class Metadata:
         checkpoint_hash: Of the checkpoint's content.
         dataset_hash: Of the data that it was proven on; "" where there was none.
         versions: Of the libraries that wrote it.
+        precision: That the network computes in, float32 or int8.
     """
 
     class_names: list[str]
@@ -58,6 +59,7 @@ class Metadata:
     checkpoint_hash: str = ""
     dataset_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
 
     def to_json(self) -> str:
         """As a JSON text."""
@@ -108,6 +110,13 @@ def load(path: Path, threads: int = 0) -> Artefact:
     if not metadata:
         raise ArtefactError(f"{path}: holds no {METADATA}; it was not written by `detframe export`.")
     return Artefact(Metadata.from_json(metadata), run, path)
+
+
+def artefacts_in(folder: Path) -> list[Path]:
+    """Artefacts that lie in a folder, by name; none where it is a file or an artefact itself."""
+    if folder.suffix in _LOADERS or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _LOADERS)
 
 
 Run = Callable[[NDArray[np.uint8]], Answer]

@@ -67,10 +67,19 @@ class Proof(NamedTuple):
         """Name of the image with the most unmatched detections, then the one furthest apart."""
         return max(self.images, key=lambda name: (self.images[name].unmatched, self.images[name].score))
 
-    @property
-    def faults(self) -> list[str]:
-        """What speaks against the artefact, in words; nothing where it passed."""
+    def faults(self, max_drop: float | None = None) -> list[str]:
+        """What speaks against the artefact, in words; nothing where it passed.
+
+        Args:
+            max_drop: Of mAP, all that is asked of one of reduced precision; None asks for equality.
+        """
         found, total = [], self.total
+        if max_drop is not None:
+            assert self.map_expected is not None
+            assert self.map_found is not None
+            if not self.map_expected - self.map_found <= max_drop:
+                found.append(f"mAP falls from {self.map_expected:.4f} to {self.map_found:.4f}, by more than {max_drop}")
+            return found
         if total.unmatched > max(ONE_TIE, MOST_UNMATCHED * total.detections):
             found.append(
                 f"{total.unmatched} of {total.detections} detections have no partner within {MOST_PIXELS_APART} pixels "

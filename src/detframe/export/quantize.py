@@ -1,0 +1,143 @@
+"""INT8 for CPUs: an OpenVINO artefact whose convolutions are quantised, as far as its mAP bears it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from torchvision.ops import box_iou
+
+os.environ.setdefault("NNCF_DEV", "1")  # else NNCF reports to its makers that it was called, without asking
+import nncf
+
+from detframe.curation.split import instances
+from detframe.data.annotations import AnnotationIndex
+from detframe.data.images import read_image
+from detframe.data.stratified import assign_folds
+from detframe.export.proof_images import AnnotatedSplit
+from detframe.export.runtime import METADATA, OUTPUTS, Answer
+from detframe.export.verify import metrics
+from detframe.metrics.rows import TruthRows
+
+CALIBRATION_IMAGES = 200
+"""From how many training images the ranges of activations are read."""
+
+RANKING_IMAGES = 60
+"""On how many images, those that suffered most, each operation's cost is found."""
+
+_openvino: Any = openvino  # it states no types for what it offers
+_nncf: Any = nncf
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+
+
+def calibration_images(train: AnnotationIndex, seed: int = 0) -> list[Path]:
+    """Training images with all classes in their shares, and images without boxes too."""
+    count = min(CALIBRATION_IMAGES, len(train))
+    places = list(range(len(train)))
+    if count < len(train):
+        fold_of = assign_folds(places, instances(train), [count, len(train) - count], seed)
+        places = [place for place in places if fold_of[place] == 0]
+    return [train.path(place) for place in places]
+
+
+def quantize(
+    artefact: Path,
+    calibration: Sequence[Path],
+    split: AnnotatedSplit,
+    max_drop: float,
+    tell: Callable[[str], object],
+) -> None:
+    """Quantise the convolutions of an OpenVINO artefact, in its place.
+
+    Where that costs more than ``max_drop``, NNCF ranks the operations by what they cost and gives back float to the
+    worst until the rest fits. What follows the last convolution, as decoding and suppression, stays as it is.
+
+    Args:
+        artefact: Folder that `openvino.write_openvino` has written.
+        calibration: Images from which the ranges of activations are read.
+        split: What mAP is measured on.
+        max_drop: Of mAP, absolute.
+        tell: Gets a line for each measurement: where operations have to be given back there are many.
+    """
+    model = _openvino.Core().read_model(artefact / "model.xml")
+    about = model.get_rt_info([METADATA]).astype(str)
+    names = [category.name for category in split.index.categories]
+
+    def judge(compiled: Any, places: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401 - openvino's
+        asked = list(places)
+        answers = [_answer(compiled, split.index.path(place)) for place in asked]
+        truths, areas = _truths_of(split, asked)
+        found = float(metrics(answers, truths, areas, names)["map"])
+        if len(asked) == len(split.index):
+            tell(f"mAP {found:.4f}")
+        return found, [quality(answer, split.truths, place) for answer, place in zip(answers, asked, strict=True)]
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # where progress belongs
+        quantised = _nncf.quantize_with_accuracy_control(
+            model,
+            _nncf.Dataset(calibration, lambda path: read_image(path)[None].numpy()),
+            _nncf.Dataset(range(len(split.index))),
+            judge,
+            max_drop=max_drop,
+            preset=_nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            advanced_accuracy_restorer_parameters=_nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=RANKING_IMAGES
+            ),
+            ignored_scope=_nncf.IgnoredScope(names=_behind_the_network(model), validate=False),
+        )
+    quantised.set_rt_info(about, [METADATA])
+    for file in artefact.iterdir():
+        file.unlink()
+    _openvino.save_model(quantised, artefact / "model.xml", compress_to_fp16=False)
+
+
+def quality(answer: Answer, truths: TruthRows, image: int) -> float:
+    """How well an image's objects are found, 0..1: the mean over them of the best score times IoU of their class.
+
+    An mAP of single images would not move with scores.
+    """
+    own = truths.images == image
+    if not bool(own.any()):
+        return 1.0 - float(np.max(answer.scores[0][answer.valid[0]], initial=0.0))
+    overlaps = box_iou(truths.boxes[own], torch.from_numpy(answer.boxes[0])).numpy()  # [n, K]
+    same = truths.labels[own].numpy()[:, None] == answer.labels[0][None]
+    return float((overlaps * same * answer.valid[0] * answer.scores[0]).max(axis=1).mean())
+
+
+def _answer(compiled: Any, image: Path) -> Answer:  # noqa: ANN401 - openvino's
+    found = compiled(read_image(image)[None].numpy())
+    return Answer(*(np.array(found[name]) for name in OUTPUTS))
+
+
+def _truths_of(split: AnnotatedSplit, places: Sequence[int]) -> tuple[TruthRows, torch.Tensor]:
+    """Truths of some images, numbered by their order, and their areas."""
+    rank = torch.full((len(split.index),), -1)
+    rank[list(places)] = torch.arange(len(places))
+    kept = torch.nonzero(rank[split.truths.images] >= 0).flatten()
+    kept = kept[rank[split.truths.images[kept]].argsort(stable=True)]
+    truths = TruthRows(*(column[kept] for column in split.truths))
+    return truths._replace(images=rank[truths.images]), split.areas[kept]
+
+
+def _behind_the_network(model: Any) -> list[str]:  # noqa: ANN401 - openvino's
+    """Names of the operations from which no convolution is reached."""
+    operations = model.get_ordered_ops()
+    before: set[str] = set()
+    ahead = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS]
+    while ahead:
+        operation = ahead.pop()
+        if operation.get_friendly_name() not in before:
+            before.add(operation.get_friendly_name())
+            ahead += [given.get_source_output().get_node() for given in operation.inputs()]
+    names = [operation.get_friendly_name() for operation in operations]
+    return [name for name in names if name not in before]
