@@ -82,6 +82,10 @@ VERBS = {
     "serve": Verb(
         "answer HTTP requests with an exported detector, with a page to try it", "detframe.serving.verb:serve"
     ),
+    "triton": Verb(
+        "write an exported detector as a model repository of Triton, for more than one machine",
+        "detframe.serving.triton:triton",
+    ),
 }
 
 USAGE = """usage: python -m detframe VERB [options]
