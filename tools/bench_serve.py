@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -118,13 +119,12 @@ def _are_twins(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @contextmanager
 def clients(number: int, work: Callable[[], None]) -> Iterator[None]:
-    """Threads that work until they are done."""
-    threads = [threading.Thread(target=work) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    yield
-    for thread in threads:
-        thread.join()
+    """Threads that work until they are done; what one of them raises is raised here."""
+    with ThreadPoolExecutor(number) as threads:
+        working = [threads.submit(work) for _ in range(number)]
+        yield
+        for thread in working:
+            thread.result()
 
 
 def alone(artefact: Artefact, paths: list[Path], batch: int, seconds: float) -> float:
@@ -163,7 +163,6 @@ def latency(server: Server, asked: list[Picture], number: int, rate: float, seco
     started, numbers, lock = time.perf_counter(), count(), threading.Lock()
 
     def work() -> None:
-        connection = server.connect()
         while True:
             with lock:
                 turn = next(numbers)
@@ -171,9 +170,10 @@ def latency(server: Server, asked: list[Picture], number: int, rate: float, seco
             if due > started + seconds:
                 break
             time.sleep(max(0.0, due - time.perf_counter()))
+            connection = server.connect()  # one that waits for its turn would be closed meanwhile
             assert ask(connection, asked[turn % len(asked)].body)[0] == 200
             times.append(time.perf_counter() - due)
-        connection.close()
+            connection.close()
 
     with clients(number, work):
         pass
