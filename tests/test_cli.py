@@ -260,6 +260,28 @@ def test_predict_needs_the_checkpoint_and_images_alone(folder: Path, run: Path) 
     assert np.abs(ours[:, None] - theirs).max(axis=2).min(axis=1).max() < 0.01
     results = json.loads((folder / "found" / "predictions.json").read_text())
     assert len(results) == len(found) > 0
+    # Some images are there already and two processes share the others: it comes out the same.
+    images = [Path(image["file_name"]) for image in json.loads((folder / "data" / "test.json").read_text())["images"]]
+    (folder / "some").mkdir()
+    for chosen in (images[:4], images):
+        for image in chosen[-5:]:
+            (folder / "some" / image.name).symlink_to(next((folder / "data").rglob(image.name)))
+        shared = ["--ckpt_path", str(checkpoint), "--data.predict", "some", "--predictions.out", "shared"]
+        shared += ["--predictions.min_score", "0", "--predictions.part_images", "2", "--data.batch_size", "2"]
+        shared += ["--trainer.strategy", "ddp", "--trainer.devices", "2"] if chosen is images else []
+        done = detframe("predict", *shared, folder=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 of 9 images are in shared/parts already" in done.stderr + done.stdout
+    together = pq.read_table(folder / "shared" / "predictions.parquet")
+    assert len(list((folder / "shared" / "parts").glob("*.parquet"))) >= 5
+    names, columns = together["file_name"].to_pylist(), ["x1", "y1", "x2", "y2", "score"]
+    assert [Path(name).name for name in found["file_name"].to_pylist()] == names
+    ours, theirs = (np.column_stack([table[name].to_numpy() for name in columns]) for table in (together, found))
+    assert np.abs(ours[:, None] - theirs).max(axis=2).min(axis=1).max() < 0.01
+    done = detframe("predict", *shared, folder=folder)
+    assert "9 of 9 images" in done.stderr + done.stdout
+    assert done.returncode == 0
+    assert pq.read_table(folder / "shared" / "predictions.parquet").equals(together)
 
 
 @pytest.mark.slow

@@ -82,6 +82,11 @@ class EmbeddingWriter(Callback):
         self._parts: list[pa.Table] = []
         self._images: list[pa.Table] = []
 
+    @property
+    def needs_every_image(self) -> bool:
+        """Whether `predict` has to look at images again that it has predictions of."""
+        return self.write
+
     def on_test_batch_end(
         self,
         trainer: Trainer,

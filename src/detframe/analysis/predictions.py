@@ -12,38 +12,92 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detframe.analysis.prediction_parts import ImageState, PredictionParts, image_states
 from detframe.analysis.prediction_table import MATCH_IOU, SCHEMA, image_by_image, schema_table
 from detframe.boxes import box_area
-from detframe.data.annotations import AnnotationIndex
+from detframe.data.annotations import AnnotationIndex, file_digest
 from detframe.data.images import read_image
 from detframe.drawing import draw_boxes
 from detframe.matching import Matches, match
 from detframe.structures import Batch, Detections, Targets
+from detframe.unfinished import unfinished
 
 
 class PredictionWriter(Callback):
     """Writes what ``predict`` finds, in the pixels of the original images.
+
+    As it goes on, each process writes what it has to ``out/parts``. Called again, after it was stopped or when images
+    were added, it looks at the others alone; an image that has changed since is looked at anew. Processes and nodes
+    share the images out; they need one file system.
 
     Args:
         out: Folder for ``predictions.json`` (COCO results, image and category ids as in the annotation file, or the
             image's place and label + 1 where there is none) and ``predictions.parquet`` (with file and class names).
         draw: Also draw the detections on the images, into ``out/images``.
         min_score: Detections below it are neither written nor drawn, 0..1.
+        part_images: After so many images a process writes a part.
+        merge: Make both files of the parts in the end. It takes memory for all detections; the parts, which are tables
+            like ``predictions.parquet``, are there in any case.
     """
 
-    def __init__(self, out: Path = Path("predictions"), draw: bool = False, min_score: float = 0.05) -> None:
+    def __init__(
+        self,
+        out: Path = Path("predictions"),
+        draw: bool = False,
+        min_score: float = 0.05,
+        part_images: int = 10_000,
+        merge: bool = True,
+    ) -> None:
         self.out = Path(out)
         self.draw = draw
         self.min_score = min_score
-        self._parts: list[pa.Table] = []
+        self.part_images = part_images
+        self.merge = merge
+        self._rows: list[pa.Table] = []
+        self._images: list[ImageState] = []
+        self._states: dict[str, ImageState] = {}
+        self._parts: PredictionParts | None = None
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with an empty table."""
-        self._parts = []
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave out the images that are done.
+
+        Raises:
+            DataError: The folder holds what another checkpoint has found.
+        """
+        if stage != "predict":
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._whole = index = datamodule.index("predict")
+        states = image_states(index)
+        self._states = dict(zip(index.file_names, states, strict=True))
+        origin = {
+            "checkpoint": file_digest(Path(trainer.ckpt_path)).hex() if trainer.ckpt_path else "",
+            "data.image_size": list(datamodule.image_size),
+            "data.stretch": datamodule.stretch,
+            "predictions.min_score": self.min_score,
+        }
+        self._parts = PredictionParts(self.out / "parts", origin)
         self.out.mkdir(parents=True, exist_ok=True)
+        done = self._parts.covered()
+        if any(getattr(callback, "needs_every_image", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self._parts.clear()
+            done = set()
+        trainer.strategy.barrier()  # before the first adds to them
+        left = [place for place, state in enumerate(states) if state not in done]
+        if len(left) == len(states):
+            return
+        rank_zero_info(f"{len(states) - len(left)} of {len(states)} images are in {self._parts.folder} already.")
+        if not left:
+            self._finish(trainer)
+        elif len(left) < trainer.world_size:  # each process needs one
+            left += [place for place in range(len(states)) if place not in left][: trainer.world_size - len(left)]
+        datamodule.narrow("predict", sorted(left))
 
     def on_predict_batch_end(
         self,
@@ -60,9 +114,36 @@ class PredictionWriter(Callback):
         index = trainer.datamodule.index("predict")  # type: ignore[attr-defined]
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         found = outputs._replace(valid=outputs.valid & (outputs.scores >= self.min_score))
-        self._parts.append(detection_rows(found, batch, None, index, names))
+        self._rows.append(detection_rows(found, batch, None, index, names))
         if self.draw:
             self._draw(found, batch, index, names)
+        self._images += [self._states[index.file_names[place]] for place in positions(index, batch.image_ids).tolist()]
+        if len(self._images) >= self.part_images:
+            self._flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what is done."""
+        self._flush()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both files, of all processes."""
+        self._flush()
+        trainer.strategy.barrier()
+        self._finish(trainer)
+
+    def _flush(self) -> None:
+        if self._images and self._parts is not None:
+            self._parts.add(pa.concat_tables(self._rows), self._images)
+        self._rows, self._images = [], []
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self.merge and trainer.is_global_zero:
+            assert self._parts is not None
+            table = self._parts.merged(self._whole, self._states.values())
+            with unfinished(self.out / "predictions.json") as path:
+                path.write_text(json.dumps(coco_results(table)))
+            with unfinished(self.out / "predictions.parquet") as path:
+                pq.write_table(table, path)
 
     def _draw(self, found: Detections, batch: Batch, index: AnnotationIndex, names: list[str]) -> None:
         places = positions(index, batch.image_ids)
@@ -73,13 +154,6 @@ class PredictionWriter(Callback):
             path = self.out / "images" / Path(index.file_names[place]).with_suffix(".jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path, quality=92)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files, of all processes."""
-        table = gather(self._parts)
-        if trainer.is_global_zero:
-            (self.out / "predictions.json").write_text(json.dumps(coco_results(table)))
-            pq.write_table(table, self.out / "predictions.parquet")
 
 
 class EvaluationWriter(Callback):

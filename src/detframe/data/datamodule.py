@@ -162,6 +162,11 @@ class DetectionDataModule(LightningDataModule):
             self._indices[name] = self._read(name)
         return self._indices[name]
 
+    def narrow(self, name: str, places: Sequence[int]) -> None:
+        """Keep some images of a split, by their places in its index."""
+        self._indices[name] = self.index(name).subset(np.asarray(places, dtype=np.int64))
+        self._datasets.pop(name, None)
+
     def _read(self, name: str) -> AnnotationIndex:
         if name == "predict":
             if self.predict_source is None:
