@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def test_every_format_answers_alike_whatever_the_image(run: Path, exported: Path
         found = artefact.run(images)
         assert difference(expected, found).unmatched <= 2
         assert (found.confident == found.valid & (found.scores >= np.array(thresholds)[found.labels])).all()
+    pixel = noise[:1, :, :1, :1].copy()  # where every place is as good as any other
+    with torch.inference_mode():
+        scores = eager(torch.from_numpy(pixel)).scores.numpy()
+    np.testing.assert_allclose(artefact.run(pixel).scores, scores, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -236,6 +241,13 @@ def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     found = load(path, 1)
     assert found.metadata.precision == "int8"
     assert 'element_type="i8"' in (path / "model.xml").read_text()
+    model = import_module("openvino").Core().read_model(path / "model.xml")
+    convolutions = [operation for operation in model.get_ordered_ops() if operation.get_type_name() == "Convolution"]
+    quantised = [
+        convolution.input_value(0).get_node().get_type_name() == "FakeQuantize" for convolution in convolutions
+    ]
+    assert not quantised[0]
+    assert sum(quantised) > len(quantised) / 2
     (size,) = (file.stat().st_size for file in path.glob("*.bin"))
     assert size < sum(parameter.numel() for parameter in task_of(run).detector.parameters()) * 2
 

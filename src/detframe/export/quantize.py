@@ -35,7 +35,7 @@ RANKING_IMAGES = 60
 
 _openvino: Any = openvino  # it states no types for what it offers
 _nncf: Any = nncf
-_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_FLOAT_DEPTH = 2  # convolutions from the image on
 
 
 def calibration_images(train: AnnotationIndex, seed: int = 0) -> list[Path]:
@@ -58,7 +58,7 @@ def quantize(
     """Quantise the convolutions of an OpenVINO artefact, in its place.
 
     Where that costs more than ``max_drop``, NNCF ranks the operations by what they cost and gives back float to the
-    worst until the rest fits. What follows the last convolution, as decoding and suppression, stays as it is.
+    worst until the rest fits. The first two layers stay as they are, and what follows the last convolution.
 
     Args:
         artefact: Folder that `openvino.write_openvino` has written.
@@ -93,7 +93,7 @@ def quantize(
             advanced_accuracy_restorer_parameters=_nncf.AdvancedAccuracyRestorerParameters(
                 ranking_subset_size=RANKING_IMAGES
             ),
-            ignored_scope=_nncf.IgnoredScope(names=_behind_the_network(model), validate=False),
+            ignored_scope=_nncf.IgnoredScope(names=in_float(model), validate=False),
         )
     quantised.set_rt_info(about, [METADATA])
     for file in artefact.iterdir():
@@ -129,15 +129,29 @@ def _truths_of(split: AnnotatedSplit, places: Sequence[int]) -> tuple[TruthRows,
     return truths._replace(images=rank[truths.images]), split.areas[kept]
 
 
-def _behind_the_network(model: Any) -> list[str]:  # noqa: ANN401 - openvino's
-    """Names of the operations from which no convolution is reached."""
-    operations = model.get_ordered_ops()
-    before: set[str] = set()
-    ahead = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS]
-    while ahead:
-        operation = ahead.pop()
-        if operation.get_friendly_name() not in before:
-            before.add(operation.get_friendly_name())
-            ahead += [given.get_source_output().get_node() for given in operation.inputs()]
-    names = [operation.get_friendly_name() for operation in operations]
-    return [name for name in names if name not in before]
+def in_float(model: Any) -> list[str]:  # noqa: ANN401 - openvino's
+    """Names of the operations that stay in float32.
+
+    Those from which no convolution is reached, and the convolutions that read the image or read those: with them in
+    8 bits, mAP on DeepPCB fell from 0.633 to 0.534, with the first alone in float to 0.590, and with both to 0.633.
+    """
+    operations = model.get_ordered_ops()  # each after what it reads
+    is_convolution = {
+        operation.get_friendly_name(): operation.get_type_name() in ("Convolution", "GroupConvolution")
+        for operation in operations
+    }
+    read_by = {
+        operation.get_friendly_name(): [
+            given.get_source_output().get_node().get_friendly_name() for given in operation.inputs()
+        ]
+        for operation in operations
+    }
+    depth: dict[str, int] = {}  # convolutions on the longest way from the image
+    for name, givers in read_by.items():
+        depth[name] = max((depth[giver] for giver in givers), default=0) + is_convolution[name]
+    leads_on: set[str] = set()
+    for name in reversed(read_by):
+        if is_convolution[name] or name in leads_on:
+            leads_on.update((name, *read_by[name]))
+    first = [name for name, found in is_convolution.items() if found and depth[name] <= _FLOAT_DEPTH]
+    return [name for name in read_by if name not in leads_on] + first

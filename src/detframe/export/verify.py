@@ -128,9 +128,10 @@ def strange_images(height: int, width: int) -> dict[str, Images]:
     noise = np.random.default_rng(0).integers(0, 256, (1, 3, height, width)).astype(np.uint8)
     huge = noise.repeat(5, axis=2).repeat(5, axis=3)
     return {
-        "dark": noise // 32,  # not all of one value, as no camera gives it: every place would be as good as any other
+        "dark": noise // 32,  # not all of one value, as no camera gives it
         "grey": 110 + noise // 32,
-        "one pixel": noise[:, :, :1, :1].copy(),
+        "one pixel high": noise[:, :, :1, :7].copy(),  # of one pixel alone, every place would be as good as any other
+        "one pixel wide": noise[:, :, :7, :1].copy(),
         "wide": noise[:, :, : max(2, height // 8)].copy(),
         "tall": noise[:, :, :, : max(2, width // 8)].copy(),
         "huge": huge[:, :, 1:, 3:].copy(),
