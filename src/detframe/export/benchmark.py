@@ -83,7 +83,7 @@ def benchmark(
         threads: Of the CPU for each.
         rounds: Calls of each that are timed.
         compiled: Whether checkpoints are run with their backbone and neck compiled too, which needs a C++ compiler.
-        out: Folder to write to; by default that of the first one named.
+        out: Folder to write to; by default that of the first artefact.
         json: Print the figures as JSON and nothing else.
     """
     console = Console(stderr=True, quiet=json, highlight=False)
@@ -97,7 +97,7 @@ def benchmark(
             about = _common(running)
             split = _split(contestants[0].path, data, images, about.class_names)
             found = _measured(running, about, split, batch, rounds, console)
-        folder = out or contestants[0].path.parent
+        folder = out or next((one for one in contestants if one.how == "artefact"), contestants[0]).path.parent
         report = {
             "data": None if split is None else str(split.index.source),
             "images": 0 if split is None else len(split.index),

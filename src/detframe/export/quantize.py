@@ -69,7 +69,7 @@ def quantize(
     """
     model = _openvino.Core().read_model(artefact / "model.xml")
     about = model.get_rt_info([METADATA]).astype(str)
-    names = [category.name for category in split.index.categories]
+    names = split.index.class_names
 
     def judge(compiled: Any, places: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401 - openvino's
         asked = list(places)
