@@ -74,9 +74,9 @@ def export(
       onnx         model.onnx, for onnxruntime alone
       openvino     model.openvino/, for OpenVINO on Intel's processors
 
-    Before it gets its name it is proven: on the images of the validation split and on strange ones (dark, huge, wide, one
-    pixel high ...) it has to find what the checkpoint finds, within half a pixel and 0.001 of the score, and to have
-    its mAP within 0.0005. The proof lies beside it.
+    Before it gets its name it is proven: on the images of the validation split and on strange ones (dark, huge, wide,
+    one pixel high ...) it has to find what the checkpoint finds, within half a pixel and 0.001 of the score, and to
+    have its mAP within 0.0005. The proof lies beside it.
 
     --int8 quantises the convolutions of an OpenVINO file, model.int8.openvino, to be faster: by up to 200 images of the
     training split, and with operations left in float32 until mAP falls by no more than --max_drop.
