@@ -20,14 +20,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import instantiate_module
 from torch import nn
 
 from detframe.data.sources import read_splits
 from detframe.models.detector import Detector
-from detframe.training.task import DetectionTask
+from model_table import make_task
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ("torchscript", "program", "onnx", "openvino")
@@ -63,12 +61,8 @@ def _spread_at_first_call(module: nn.Conv2d | nn.Linear) -> None:
 
 def write_checkpoint(config: Path, class_names: list[str], size: tuple[int, int], path: Path) -> None:
     """A checkpoint of a model with random weights."""
-    given = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-    backbone = given.get("backbone", {"class_path": "detframe.models.backbones.TimmBackbone"})
-    backbone = {**backbone, "init_args": {**backbone.get("init_args", {}), "weights": None}}
     torch.manual_seed(0)
-    settings = {**given, "backbone": backbone, "class_names": class_names, "image_size": list(size)}
-    task = instantiate_module(DetectionTask, settings)
+    task = make_task(config, class_names, image_size=list(size))
     light = torch.tensor([[1.0, 0.0], [0.12, 0.0], [0.12, 0.43]])[:, :, None, None, None]  # bright, dark and grey
     make_bold(task.detector, torch.rand(3, 3, *size) * light[:, 0] + light[:, 1])
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -26,7 +26,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision.models.detection as torchvision_models
@@ -93,13 +93,17 @@ Key = tuple[str, int]
 # models
 
 
-def make_ours(config: Path) -> tuple[Contender, Callable[[Tensor], object]]:
-    """A detector from its fragment of configuration, built as a checkpoint builds it."""
+def make_task(config: Path, class_names: list[str], **options: Any) -> DetectionTask:  # noqa: ANN401
+    """A task from a fragment of configuration, with random weights; options go before it."""
     given = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
     backbone = given.get("backbone", {"class_path": "detframe.models.backbones.TimmBackbone"})
     backbone = {**backbone, "init_args": {**backbone.get("init_args", {}), "weights": None}}
-    names = [f"class {i}" for i in range(CLASSES)]
-    detector = instantiate_module(DetectionTask, {**given, "backbone": backbone, "class_names": names}).detector
+    return instantiate_module(DetectionTask, {**given, "backbone": backbone, "class_names": class_names, **options})
+
+
+def make_ours(config: Path) -> tuple[Contender, Callable[[Tensor], object]]:
+    """A detector from its fragment of configuration, built as a checkpoint builds it."""
+    detector = make_task(config, [f"class {i}" for i in range(CLASSES)]).detector
     return Contender(detector, lambda images, targets: sum_of(detector.loss(images, targets).values())), detector
 
 

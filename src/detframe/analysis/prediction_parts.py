@@ -90,8 +90,9 @@ class PredictionParts:
         left = set(states)
         tables = [SCHEMA.empty_table()]
         for path in self._paths():
-            names = [image.file_name for image in self._images(path) if image in left]
-            left.difference_update(self._images(path))
+            images = self._images(path)
+            names = [image.file_name for image in images if image in left]
+            left.difference_update(images)
             table = pq.read_table(path, schema=SCHEMA)
             kept = np.isin(table["file_name"].to_numpy(zero_copy_only=False).astype(str), names)
             tables.append(table.filter(pa.array(kept)))

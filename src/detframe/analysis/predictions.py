@@ -59,7 +59,7 @@ class PredictionWriter(Callback):
         self.merge = merge
         self._rows: list[pa.Table] = []
         self._images: list[ImageState] = []
-        self._states: dict[str, ImageState] = {}
+        self._states: dict[int, ImageState] = {}  # by image id
         self._parts: PredictionParts | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,7 +73,7 @@ class PredictionWriter(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._whole = index = datamodule.index("predict")
         states = image_states(index)
-        self._states = dict(zip(index.file_names, states, strict=True))
+        self._states = dict(zip(index.image_ids.tolist(), states, strict=True))
         origin = {
             "checkpoint": file_digest(Path(trainer.ckpt_path)).hex() if trainer.ckpt_path else "",
             "data.image_size": list(datamodule.image_size),
@@ -117,7 +117,7 @@ class PredictionWriter(Callback):
         self._rows.append(detection_rows(found, batch, None, index, names))
         if self.draw:
             self._draw(found, batch, index, names)
-        self._images += [self._states[index.file_names[place]] for place in positions(index, batch.image_ids).tolist()]
+        self._images += [self._states[number] for number in batch.image_ids.tolist()]
         if len(self._images) >= self.part_images:
             self._flush()
 

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from detframe.data.annotations import DataError
 from detframe.data.images import ImageError, image_size, read_image
-from detframe.export.contestants import About, Contestant, Images, Running
-from detframe.export.proof_images import AnnotatedSplit, annotated_split
-from detframe.export.runtime import ArtefactError, artefacts_in
+from detframe.export.contestants import About, Contestant, Running
+from detframe.export.proof_images import AnnotatedSplit, split_of_run
+from detframe.export.runtime import ArtefactError, Images, artefacts_in, megabytes
 from detframe.export.verify import metrics
 from detframe.refusals import refuse, refuse_unwritable
 
@@ -95,7 +95,8 @@ def benchmark(
             with console.status("Loading"):
                 running = [stack.enter_context(Running(contestant, threads)) for contestant in contestants]
             about = _common(running)
-            split = _split(contestants[0].path, data, images, about.class_names)
+            # Of the run whose `checkpoints` or `export` the first one lies in, where none is named.
+            split = split_of_run(data, contestants[0].path.parent.parent, images, about.class_names)
             found = _measured(running, about, split, batch, rounds, console)
         folder = out or next((one for one in contestants if one.how == "artefact"), contestants[0]).path.parent
         report = {
@@ -163,16 +164,6 @@ def _common(running: Sequence[Running]) -> About:
     return first.about
 
 
-def _split(path: Path, data: Path | None, images: int, names: list[str]) -> AnnotatedSplit | None:
-    if data is not None:
-        return annotated_split(data, images, names)
-    config = path.parent.parent / "config.yaml"  # of the run whose `checkpoints` or `export` it lies in
-    try:
-        return annotated_split(config, images, names) if config.is_file() else None
-    except DataError:
-        return None
-
-
 def _measured(
     running: Sequence[Running],
     about: About,
@@ -181,13 +172,12 @@ def _measured(
     rounds: int,
     console: Console,
 ) -> list[Measured]:
-    single = _pictures(split, 1, about)
     several = _pictures(split, batch, about)
     calls = (_WARM_UPS + rounds) * 2 + (0 if split is None else len(split.index))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("Measuring", total=calls)
         times: list[NDArray[np.float64]] = []
-        for pictures in (single, several):
+        for pictures in (several[:1], several):
             for one in running:
                 one.answer(pictures)
             taken = np.zeros((rounds, len(running)))
@@ -211,7 +201,7 @@ def _measured(
         found.append(
             Measured(
                 name=_name(one.contestant, [other.contestant for other in running]),
-                megabytes=one.contestant.megabytes,
+                megabytes=megabytes(one.contestant.path),
                 memory=one.peak_megabytes(),
                 single=alone,
                 batched=together,

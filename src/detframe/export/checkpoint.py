@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from detframe.export.artefact import Artefact
-from detframe.export.runtime import Answer
+from detframe.export.runtime import Answer, Images, Run, reason
 
 if TYPE_CHECKING:
     from detframe.training.task import DetectionTask
@@ -30,8 +28,7 @@ def read_checkpoint(checkpoint: Path) -> DetectionTask:
     try:
         return DetectionTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # files that are no checkpoint make torch.load raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{checkpoint}: is no checkpoint of detframe ({reason[:200]}).") from error
+        raise CheckpointError(f"{checkpoint}: is no checkpoint of detframe ({reason(error)}).") from error
 
 
 def artefact_of(task: DetectionTask, thresholds: Sequence[float]) -> Artefact:
@@ -40,10 +37,10 @@ def artefact_of(task: DetectionTask, thresholds: Sequence[float]) -> Artefact:
     return Artefact(task.detector, (height, width), task.hparams["stretch"], thresholds)
 
 
-def answering(artefact: Artefact) -> Callable[[NDArray[np.uint8]], Answer]:
+def answering(artefact: Artefact) -> Run:
     """The artefact before it is exported, called as :class:`runtime.Artefact` is: images ``[B, 3, H, W]``."""
 
-    def run(images: NDArray[np.uint8]) -> Answer:
+    def run(images: Images) -> Answer:
         with torch.inference_mode():
             return Answer(*(column.numpy() for column in artefact(torch.from_numpy(images))))
 

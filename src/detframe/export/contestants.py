@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,11 +12,9 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detframe.export.runtime import Answer, ArtefactError, load
+from detframe.export.runtime import Answer, ArtefactError, Images, Run, load, reason
 
-Images = NDArray[np.uint8]  # [B, 3, H, W] RGB
 How = Literal["artefact", "eager", "channels_last", "compiled"]
 
 
@@ -26,11 +23,6 @@ class Contestant(NamedTuple):
 
     path: Path
     how: How
-
-    @property
-    def megabytes(self) -> float:
-        """Size on disk, 10^6 bytes."""
-        return sum(file.stat().st_size for file in [self.path, *self.path.rglob("*")] if file.is_file()) / 1e6
 
 
 class About(NamedTuple):
@@ -126,12 +118,12 @@ def _work(pipe: Connection, contestant: Contestant, threads: int) -> None:
     except (EOFError, ConnectionError):
         return
     except Exception as error:  # each runtime has its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        named = str(contestant.path) in reason
-        pipe.send(_Fault(reason if named else f"{contestant.path}: cannot run as {contestant.how} ({reason[:200]})."))
+        said = str(error).strip().partition("\n")[0]
+        named = str(contestant.path) in said
+        pipe.send(_Fault(said if named else f"{contestant.path}: cannot run as {contestant.how} ({reason(error)})."))
 
 
-def _loaded(contestant: Contestant, threads: int) -> tuple[Callable[[Images], Answer], About]:
+def _loaded(contestant: Contestant, threads: int) -> tuple[Run, About]:
     if contestant.how == "artefact":
         artefact = load(contestant.path, threads)
         return artefact.run, About(artefact.metadata.class_names, artefact.metadata.image_size)

@@ -12,7 +12,8 @@ import torch
 from detframe.data.annotations import AnnotationIndex, DataError, require_sound
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
-from detframe.export.verify import Images, strange_images
+from detframe.export.runtime import Images
+from detframe.export.verify import strange_images
 from detframe.metrics.rows import TruthRows
 
 
@@ -56,6 +57,29 @@ def annotated_split(data: Path, images: int, class_names: list[str]) -> Annotate
     )
     areas = torch.from_numpy(index.areas).float()
     return AnnotatedSplit(name, index, truths, areas, index.hashes(index.image_digests())["hash"])
+
+
+def split_of_run(data: Path | None, run: Path, images: int, class_names: list[str]) -> AnnotatedSplit | None:
+    """The split of data that was named, or of what a run's configuration names.
+
+    Args:
+        data: What was named; None takes the run's.
+        run: Its folder.
+        images: As for :func:`annotated_split`.
+        class_names: Likewise.
+
+    Returns:
+        None where nothing was named and the run's own cannot be read.
+
+    Raises:
+        DataError: What was named cannot be read, or has other classes.
+    """
+    try:
+        return annotated_split(data if data is not None else run / "config.yaml", images, class_names)
+    except DataError:
+        if data is not None:
+            raise
+        return None
 
 
 class ProofImages:

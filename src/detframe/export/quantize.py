@@ -23,7 +23,7 @@ from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image
 from detframe.data.stratified import assign_folds
 from detframe.export.proof_images import AnnotatedSplit
-from detframe.export.runtime import METADATA, OUTPUTS, Answer
+from detframe.export.runtime import METADATA, Answer, Images, openvino_answer
 from detframe.export.verify import metrics
 from detframe.metrics.rows import TruthRows
 
@@ -73,7 +73,7 @@ def quantize(
 
     def judge(compiled: Any, places: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401 - openvino's
         asked = list(places)
-        answers = [_answer(compiled, split.index.path(place)) for place in asked]
+        answers = [openvino_answer(compiled, _read(split.index.path(place))) for place in asked]
         truths, areas = _truths_of(split, asked)
         found = float(metrics(answers, truths, areas, names)["map"])
         if len(asked) == len(split.index):
@@ -84,7 +84,7 @@ def quantize(
     with contextlib.redirect_stdout(sys.stderr):  # where progress belongs
         quantised = _nncf.quantize_with_accuracy_control(
             model,
-            _nncf.Dataset(calibration, lambda path: read_image(path)[None].numpy()),
+            _nncf.Dataset(calibration, _read),
             _nncf.Dataset(range(len(split.index))),
             judge,
             max_drop=max_drop,
@@ -114,9 +114,8 @@ def quality(answer: Answer, truths: TruthRows, image: int) -> float:
     return float((overlaps * same * answer.valid[0] * answer.scores[0]).max(axis=1).mean())
 
 
-def _answer(compiled: Any, image: Path) -> Answer:  # noqa: ANN401 - openvino's
-    found = compiled(read_image(image)[None].numpy())
-    return Answer(*(np.array(found[name]) for name in OUTPUTS))
+def _read(image: Path) -> Images:
+    return read_image(image)[None].numpy()
 
 
 def _truths_of(split: AnnotatedSplit, places: Sequence[int]) -> tuple[TruthRows, torch.Tensor]:

@@ -35,6 +35,10 @@ class Answer(NamedTuple):
     confident: NDArray[np.bool_]  # [B, K] valid and from the operating threshold of the class on
 
 
+Images = NDArray[np.uint8]  # [B, 3, H, W] RGB, all of one size
+Run = Callable[[Images], Answer]
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What an artefact says of itself.
@@ -77,7 +81,7 @@ class Artefact(NamedTuple):
     """A loaded artefact."""
 
     metadata: Metadata
-    run: Callable[[NDArray[np.uint8]], Answer]  # RGB [B, 3, H, W], all of one size
+    run: Run
     path: Path
 
 
@@ -105,11 +109,21 @@ def load(path: Path, threads: int = 0) -> Artefact:
     except ArtefactError:
         raise
     except Exception as error:  # each runtime has errors of its own for files that are none of its
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtefactError(f"{path}: cannot be loaded ({reason[:200]}). Export it anew.") from error
+        raise ArtefactError(f"{path}: cannot be loaded ({reason(error)}). Export it anew.") from error
     if not metadata:
         raise ArtefactError(f"{path}: holds no {METADATA}; it was not written by `detframe export`.")
     return Artefact(Metadata.from_json(metadata), run, path)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def megabytes(path: Path) -> float:
+    """Size on disk of a file or of a folder, 10^6 bytes."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 1e6
 
 
 def artefacts_in(folder: Path) -> list[Path]:
@@ -117,9 +131,6 @@ def artefacts_in(folder: Path) -> list[Path]:
     if folder.suffix in _LOADERS or not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix in _LOADERS)
-
-
-Run = Callable[[NDArray[np.uint8]], Answer]
 
 
 def _torchscript(path: Path, threads: int) -> tuple[str, Run]:
@@ -151,7 +162,7 @@ def _of_torch(module: Callable[..., Any], threads: int) -> Run:
     if threads:
         torch.set_num_threads(threads)
 
-    def run(images: NDArray[np.uint8]) -> Answer:
+    def run(images: Images) -> Answer:
         with torch.inference_mode():
             found = module(torch.from_numpy(images))
         return Answer(*(column.numpy() for column in found))
@@ -167,7 +178,7 @@ def _onnx(path: Path, threads: int) -> tuple[str, Run]:
     session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     metadata: str = session.get_modelmeta().custom_metadata_map.get(METADATA, "")
 
-    def run(images: NDArray[np.uint8]) -> Answer:
+    def run(images: Images) -> Answer:
         found: Any = session.run(list(OUTPUTS), {"images": images})
         return Answer(*found)
 
@@ -185,11 +196,16 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
     compiled = core.compile_model(model, "CPU", settings)
     metadata = model.get_rt_info([METADATA]).astype(str) if model.has_rt_info([METADATA]) else ""
 
-    def run(images: NDArray[np.uint8]) -> Answer:
-        found = compiled(images)
-        return Answer(*(np.array(found[name]) for name in OUTPUTS))
+    def run(images: Images) -> Answer:
+        return openvino_answer(compiled, images)
 
     return metadata, run
+
+
+def openvino_answer(compiled: Any, images: Images) -> Answer:  # noqa: ANN401 - openvino states no types
+    """What a compiled model of OpenVINO answers."""
+    found = compiled(images)
+    return Answer(*(np.array(found[name]) for name in OUTPUTS))
 
 
 _LOADERS: dict[str, Callable[[Path, int], tuple[str, Run]]] = {

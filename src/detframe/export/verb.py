@@ -27,9 +27,9 @@ from detframe.data.sources import read_splits
 from detframe.drawing import Truth, draw_boxes
 from detframe.export.artefact import Artefact
 from detframe.export.checkpoint import answering, artefact_of, read_checkpoint
-from detframe.export.proof_images import AnnotatedSplit, ProofImages, annotated_split
-from detframe.export.runtime import Answer, ArtefactError, Metadata, load
-from detframe.export.verify import LEAST_SCORE, Images, Proof, prove, rows_of_answers
+from detframe.export.proof_images import AnnotatedSplit, ProofImages, split_of_run
+from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
+from detframe.export.verify import LEAST_SCORE, Proof, prove, rows_of_answers
 from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["torchscript", "program", "onnx", "openvino"]
@@ -106,7 +106,7 @@ def export(
         _require_libraries(to, int8)
         task = read_checkpoint(checkpoint)
         names = task.class_names
-        split = _split(data, run / "config.yaml", images, names)
+        split = split_of_run(data, run, images, names)
         calibration = _calibration(data if data is not None else run / "config.yaml", split) if int8 else []
         eager = artefact_of(task, [0.0] * len(names))
         detect = answering(eager)
@@ -180,16 +180,6 @@ def export(
     return 0
 
 
-def _split(data: Path | None, config: Path, images: int, names: list[str]) -> AnnotatedSplit | None:
-    """The split to prove on; None where none was named and the run's own cannot be read."""
-    try:
-        return annotated_split(data if data is not None else config, images, names)
-    except DataError:
-        if data is not None:
-            raise
-        return None
-
-
 def _calibration(data: Path, split: AnnotatedSplit | None) -> list[Path]:
     """Training images that ranges are read from.
 
@@ -246,7 +236,6 @@ def _put(path: Path, place: Path) -> None:
 def _report(
     proof: Proof, faults: list[str], about: Metadata, path: Path, split: AnnotatedSplit | None
 ) -> dict[str, Any]:
-    files = [path, *path.rglob("*")]
     return {
         "artefact": path.name,
         "passed": not faults,
@@ -259,7 +248,7 @@ def _report(
         "map": proof.map_found,
         "milliseconds_checkpoint": proof.milliseconds_expected,
         "milliseconds": proof.milliseconds_found,
-        "megabytes": sum(file.stat().st_size for file in files if file.is_file()) / 1e6,
+        "megabytes": megabytes(path),
         "worst": proof.worst,
         "metadata": asdict(about),
         "per_image": {name: difference._asdict() for name, difference in proof.images.items()},

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from detframe.analysis.prediction_table import TableRows
 from detframe.analysis.row_metrics import mean_average_precision
-from detframe.export.runtime import Answer
+from detframe.export.runtime import Answer, Images, Run
 from detframe.metrics.rows import DetectionRows, TruthRows
 
 MOST_PIXELS_APART, MOST_SCORE_APART = 0.5, 1e-3
@@ -28,9 +27,6 @@ ONE_TIE = 2
 
 LEAST_SCORE = 0.05
 """Detections below it are not compared one by one; mAP counts them."""
-
-Images = NDArray[np.uint8]  # [B, 3, H, W] RGB
-Detect = Callable[[Images], Answer]
 
 
 class Difference(NamedTuple):
@@ -142,11 +138,11 @@ def strange_images(height: int, width: int) -> dict[str, Images]:
 def prove(
     expected: Mapping[str, Answer],
     images: Iterable[tuple[str, Images]],
-    artefact: Detect,
+    artefact: Run,
     truths: TruthRows | None,
     areas: torch.Tensor,
     class_names: Sequence[str],
-    checkpoint: Detect,
+    checkpoint: Run,
 ) -> Proof:
     """Let an artefact answer and compare.
 

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable
-from typing import Any
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +20,8 @@ from detframe.serving.metrics import CONTENT_TYPE, Metrics
 from detframe.serving.page import HEADERS, page
 from detframe.serving.uploads import check_headers, read_images
 from detframe.serving.worker import BATCH_HEADER
+
+T = TypeVar("T")
 
 KEY_HEADER = "X-API-Key"
 
@@ -111,11 +113,13 @@ class Gate:
             place.take(1)  # before the body, which then cannot fill the memory
             request = Request(scope, body.receive)
             everything = _flag(request, "all")
-            images = await body.within(_BODY_SECONDS, read_images(request, self.limits))
+            late = f"The body was not here within {_BODY_SECONDS:g} s; send less at a time."
+            images = await _within(_BODY_SECONDS, read_images(request, self.limits), 408, late)
             place.take(len(images) - 1)
             request.state.job = await run_in_threadpool(check_headers, images, everything, self.limits)
             del images
-            await _within(_ANSWER_SECONDS, self._app(scope, body.receive, answer.send))
+            lost = f"No worker has answered within {_ANSWER_SECONDS:g} s; send the request again."
+            await _within(_ANSWER_SECONDS, self._app(scope, body.receive, answer.send), 504, lost)
             if answer.status == 200:
                 self._metrics.predicted(place.images, answer.batch)
         finally:
@@ -174,17 +178,6 @@ class _Body:
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
-    async def within(self, seconds: float, reading: Any) -> Any:  # noqa: ANN401 - whatever is read
-        """The result of reading, if it is there in time.
-
-        Raises:
-            Refusal: It is not.
-        """
-        try:
-            return await asyncio.wait_for(reading, seconds)
-        except asyncio.TimeoutError as error:
-            raise Refusal(408, f"The body was not here within {seconds:g} s; send less at a time.") from error
-
     async def drain(self) -> None:
         """Read and drop what is still to come, within reason."""
 
@@ -222,16 +215,16 @@ class _Answer:
         await self._send(message)
 
 
-async def _within(seconds: float, answering: Awaitable[None]) -> None:
-    """Wait for an answer; one that never comes would keep its place in the queue for good.
+async def _within(seconds: float, work: Awaitable[T], status: int, message: str) -> T:
+    """The result of some work, if it is there in time; what never comes would keep its place in the queue for good.
 
     Raises:
-        Refusal: It is not there in time.
+        Refusal: It is not.
     """
     try:
-        await asyncio.wait_for(answering, seconds)
+        return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError as error:
-        raise Refusal(504, f"No worker has answered within {seconds:g} s; send the request again.") from error
+        raise Refusal(status, message) from error
 
 
 def _flag(request: Request, name: str) -> bool:

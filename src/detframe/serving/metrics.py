@@ -66,7 +66,7 @@ class Metrics:
 
     def text(self) -> str:
         """All of it."""
-        facts = ",".join(f'{name}="{_escaped(value)}"' for name, value in self._artefact.items())
+        facts = ",".join(f'{name}="{escaped(value)}"' for name, value in self._artefact.items())
         return "\n".join(
             [
                 *_headed("detframe_artefact_info", "gauge", "The artefact that answers."),
@@ -92,5 +92,6 @@ def _headed(name: str, kind: str, text: str) -> list[str]:
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
+    """A text as it stands between quotes, for Prometheus and for protobuf alike."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

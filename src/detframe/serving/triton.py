@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, load
 from detframe.refusals import refuse, refuse_unwritable
+from detframe.serving.metrics import escaped
 from detframe.unfinished import unfinished
 
 
@@ -106,8 +107,8 @@ def _config(
         sizes = ", ".join(map(str, column.shape[1:]))
         lines.append(f'  {{ name: "{output}" data_type: {_TYPES[str(column.dtype)]} dims: [ {sizes} ] }}')
     outputs = ",\n".join(lines)
-    names = _quoted("\n".join(class_names))
-    return f"""name: {_quoted(name)}
+    names = escaped("\n".join(class_names))
+    return f"""name: "{name}"
 backend: "{backend.name}"
 max_batch_size: {batch}
 input [
@@ -120,13 +121,5 @@ instance_group [
   {{ count: {instances} kind: KIND_{device.upper()} }}
 ]
 dynamic_batching {{ max_queue_delay_microseconds: {round(wait * 1e6)} }}
-parameters {{ key: "class_names" value {{ string_value: {names} }} }}
+parameters {{ key: "class_names" value {{ string_value: "{names}" }} }}
 """
-
-
-def _quoted(text: str) -> str:
-    """A text as protobuf's text format has it."""
-    return '"' + "".join(_ESCAPED.get(character, character) for character in text) + '"'
-
-
-_ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n"}
