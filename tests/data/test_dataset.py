@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from detframe.data.annotations import AnnotationIndex, Category, DataError, build_index
-from detframe.data.datamodule import hold_out
 from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.held_out import hold_out
 from detframe.data.images import ImageError
 from detframe.letterbox import to_original
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tests.export.conftest import save
 from torch import Tensor, nn
@@ -26,15 +27,20 @@ import detframe.export.torchscript as torchscript_module
 import detframe.export.verb as verb_module
 from detframe.cli import main
 from detframe.data.coco import read_coco
+from detframe.data.datamodule import DetectionDataModule
 from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.scenes import CLASS_NAMES
 from detframe.export.artefact import Artefact
+from detframe.export.half import HalfDetector
+from detframe.export.proof_images import calibration_paths
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, Metadata, load
 from detframe.export.verify import Difference, Proof, difference, strange_images
 from detframe.metrics.rows import TruthRows
 from detframe.models.backbones import TimmBackbone
 from detframe.models.calibration import Calibration
 from detframe.models.heads.dense import DenseHead
+from detframe.models.heads.rtdetr import RTDETRHead
+from detframe.models.hybrid_encoder import HybridEncoder
 from detframe.models.necks import SimpleFeaturePyramid
 from detframe.training.task import DetectionTask
 
@@ -50,6 +56,23 @@ FORMATS = {
 def task_of(run: Path) -> DetectionTask:
     path = run / "checkpoints" / "best.ckpt"
     return DetectionTask.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+@pytest.fixture
+def detr() -> DetectionTask:
+    """With random weights whose scores are not all alike."""
+    torch.manual_seed(0)
+    task = DetectionTask(
+        class_names=["nut", "bolt"],
+        backbone=partial(TimmBackbone, name="test_resnet"),
+        neck=partial(HybridEncoder, channels=32),
+        head=partial(RTDETRHead, queries=20, layers=2),
+        image_size=(64, 64),
+    ).eval()
+    for module in task.detector.head.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 2:
+            nn.init.normal_(module.weight, std=0.5)
+    return task
 
 
 def test_an_artefact_answers_as_the_task_does_with_the_loader_s_images(run: Path) -> None:
@@ -226,6 +249,12 @@ def test_a_failed_proof_leaves_a_picture_and_no_artefact(
     monkeypatch.setattr(torchscript_module, "write_torchscript", damaged)
     assert main(["export", str(run / "checkpoints" / "best.ckpt"), "--out", str(tmp_path / "out")]) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.torchscript.worst.jpg"]
+    (tmp_path / "out" / "model.torchscript").write_text("of last week")
+    (tmp_path / "out" / "model.torchscript.proof.json").write_text("{}")
+    assert main(["export", str(run / "checkpoints" / "best.ckpt"), "--out", str(tmp_path / "out")]) == 1
+    names = ["model.torchscript.before", "model.torchscript.before.proof.json", "model.torchscript.worst.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert (tmp_path / "out" / names[0]).read_text() == "of last week"
     error = capsys.readouterr().err
     assert "model.torchscript is not written" in error
     assert "have no partner" in error
@@ -235,8 +264,8 @@ def test_a_failed_proof_leaves_a_picture_and_no_artefact(
 
 @pytest.mark.slow
 def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["export", str(run / "checkpoints" / "best.ckpt"), "--to", "openvino", "--int8", "--out", str(tmp_path)]
-    assert main([*arguments, "--max_drop", "0.5", "--json"]) == 0
+    arguments = ["export", str(run / "checkpoints" / "best.ckpt"), "--to", "openvino", "--out", str(tmp_path)]
+    assert main([*arguments, "--precision", "int8", "--max_drop", "0.5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["map_checkpoint"] - report["map"] <= 0.5
     path = tmp_path / "model.int8.openvino"
@@ -252,6 +281,54 @@ def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert sum(quantised) > len(quantised) / 2
     (size,) = (file.stat().st_size for file in path.glob("*.bin"))
     assert size < sum(parameter.numel() for parameter in task_of(run).detector.parameters()) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "precision"), [("torchscript", "bfloat16"), ("program", "float16"), ("onnx", "float16")]
+)
+def test_half_precision_keeps_its_map(
+    run: Path, tmp_path: Path, name: str, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", str(run / "checkpoints" / "best.ckpt"), "--to", name, "--out", str(tmp_path), "--json"]
+    assert main([*arguments, "--precision", precision, "--max_drop", "0.02"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    path = tmp_path / FORMATS[name].replace(".", f".{precision}.")
+    assert load(path).metadata.precision == precision
+    assert report["map_checkpoint"] - report["map"] <= 0.02
+    assert report["score"] > 0  # another precision it is
+
+
+def test_the_head_of_detr_stays_in_float32(detr: DetectionTask) -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    half = HalfDetector(detr.detector, torch.float16)
+    assert {value.dtype for value in half.head.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    assert {value.dtype for value in half.backbone.parameters()} == {torch.float16}
+    with torch.inference_mode():
+        expected, found = detr.detector(images), half(images)
+    assert expected.scores.std() > 0.01
+    torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
+    assert {value.dtype for value in detr.detector.parameters()} == {torch.float32}  # a copy was made
+
+
+def test_held_out_images_prove_and_choose_thresholds(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = DetectionDataModule(root=run.parents[1] / "data", train="val.json", val=None, val_fraction=0.5)
+    names = data.index("val").file_names
+    assert len(names) == 2
+    block: dict[str, Any] = {"root": str(data.root), "train": "val.json", "val": None, "test": "test.json"}
+    block |= {"val_fraction": 0.5, "group_by": None, "seed": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": block}))
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    assert main(["export", str(tmp_path / "checkpoints" / "best.ckpt"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["split"] == "val"
+    assert list(report["per_image"])[:2] == list(names)
+    assert report["metadata"]["dataset_hash"] == data.hashes("val")["hash"]
+    assert set(report["metadata"]["thresholds"]) == set(CLASS_NAMES)
+    paths = calibration_paths(tmp_path / "config.yaml")
+    assert paths == [data.index("train").path(place) for place in range(2)]
 
 
 def test_reduced_precision_is_judged_by_its_map() -> None:
@@ -315,7 +392,7 @@ def test_answers_are_compared_as_sets() -> None:
         (["{run}/checkpoints/best.ckpt", "--data", "{run}/nowhere"], "no such file or folder"),
         (["{run}/checkpoints/best.ckpt", "--aim", "f3"], "--aim is 'f3'"),
         (["{run}/checkpoints/best.ckpt", "--to", "coreml"], "coreml"),
-        (["{run}/checkpoints/best.ckpt", "--int8"], "--int8 is of --to openvino, and not of torchscript"),
+        (["{run}/checkpoints/best.ckpt", "--precision", "int8"], "int8 is of --to openvino, not of torchscript"),
     ],
 )
 def test_bad_input_is_one_sentence(

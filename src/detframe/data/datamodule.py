@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from detframe.data.annotations import UNREADABLE, AnnotationIndex, DataError
 from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.held_out import hold_out
 from detframe.data.sampling import RepeatFactorSampler, repeat_factors
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
@@ -329,32 +329,3 @@ def scaled_size(height: int, width: int, scales: tuple[float, float], multiple: 
 def _usable_cores() -> int:
     """Cores that this process may run on, which in a container or a batch job are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def hold_out(
-    index: AnnotationIndex, fraction: float, group_by: str | None, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose images to hold out, whole groups at a time.
-
-    Args:
-        index: Images.
-        fraction: Share to hold out, 0..1; at least one image.
-        group_by: Metadata column whose values are the groups; None lets every image be its own.
-        seed: Of the shuffling.
-
-    Returns:
-        Positions kept and positions held out, each ascending.
-
-    Raises:
-        DataError: An image has no such column, or there are fewer than two groups.
-    """
-    groups: Sequence[Any] = range(len(index)) if group_by is None else index.column(group_by)
-    names, membership = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise DataError(f"{index.source}: one group cannot be split. Give `data.val`, or another `group_by`.")
-    order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(membership)[order]
-    # The group that crosses the wanted share is the last one taken; one group always stays for training.
-    taken = min(int(np.searchsorted(np.cumsum(sizes), fraction * len(index))) + 1, len(names) - 1)
-    held = np.isin(membership, order[:taken])
-    return np.flatnonzero(~held), np.flatnonzero(held)

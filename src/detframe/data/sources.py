@@ -88,8 +88,8 @@ def find_split(data: Path, images: Mapping[int, str], usual: str) -> tuple[Path,
 
 def _in_root(data: Path, index: AnnotationIndex) -> tuple[Path, str] | None:
     """The root of a configuration and the split of it that is the same, or None."""
-    block = _load_yaml(data).get("data") if data.suffix.lower() in (".yaml", ".yml") else None
-    if not isinstance(block, dict):
+    block = configuration_block(data)
+    if block is None:
         return None
     root = _configured_root(block)
     try:
@@ -98,6 +98,22 @@ def _in_root(data: Path, index: AnnotationIndex) -> tuple[Path, str] | None:
         return None
     same = index.annotations_hash()
     return next(((root, name) for name, other in readings.items() if other.index.annotations_hash() == same), None)
+
+
+def configuration_block(path: Path) -> dict[str, Any] | None:
+    """Arguments of the data module in a training configuration, None where a path is none.
+
+    Raises:
+        DataError: It is YAML that cannot be read.
+    """
+    block = _load_yaml(path).get("data") if path.suffix.lower() in (".yaml", ".yml") else None
+    return _arguments(block) if isinstance(block, dict) else None
+
+
+def _arguments(block: dict[str, Any]) -> dict[str, Any]:
+    """Of a data module, written plainly or under a class path."""
+    found: dict[str, Any] = block.get("init_args", block)
+    return found
 
 
 def _readers(data: Path) -> dict[str, Callable[[], Reading]]:
@@ -111,7 +127,7 @@ def _readers(data: Path) -> dict[str, Callable[[], Reading]]:
     if data.suffix.lower() in (".yaml", ".yml"):
         content = _load_yaml(data)
         if isinstance(content.get("data"), dict):
-            return _configured_readers(data, content["data"])
+            return _configured_readers(data, _arguments(content["data"]))
         if "names" in content:
             return {split: partial(read_yolo, data, split) for split in yolo_splits(data)}
         raise DataError(f"{data}: has neither the `names` of a YOLO data set nor a `data:` block. {_WHAT_IS_READ}")
@@ -182,7 +198,7 @@ def _coco_name(path: Path) -> str:
 
 def _configured_readers(path: Path, block: dict[str, Any]) -> dict[str, Callable[[], Reading]]:
     """The splits that a training configuration names, as `detframe fit` would read them."""
-    block, root = block.get("init_args", block), _configured_root(block)
+    root = _configured_root(block)
     if block.get("synthetic") and not root.exists():
         raise DataError(f"{path}: {root} is not drawn yet. Run `detframe fit` once, which draws it.")
     images = Path(block["images"]) if block.get("images") else None
@@ -193,7 +209,7 @@ def _configured_readers(path: Path, block: dict[str, Any]) -> dict[str, Callable
 
 
 def _configured_root(block: dict[str, Any]) -> Path:
-    return Path(block.get("init_args", block).get("root") or ".")
+    return Path(block.get("root") or ".")
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from detframe.data.annotations import AnnotationIndex, DataError, require_sound
+from detframe.data.held_out import held_out_of_run
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
 from detframe.export.runtime import Images
@@ -29,7 +30,7 @@ class AnnotatedSplit:
 
 
 def annotated_split(data: Path, images: int, class_names: list[str]) -> AnnotatedSplit:
-    """The validation split of a data set, or its test split, or the only one.
+    """The validation split of a data set, or its test split, or the only one; of a run also what it held out.
 
     Args:
         data: As `detframe check` takes it.
@@ -39,9 +40,13 @@ def annotated_split(data: Path, images: int, class_names: list[str]) -> Annotate
     Raises:
         DataError: It cannot be read, or has other classes.
     """
-    readings = read_splits(data)
-    name = next((name for name in ("val", "test") if name in readings), next(iter(readings)))
-    index = require_sound(readings[name])
+    held = held_out_of_run(data)
+    if held is not None:
+        name, index = "val", held[1]
+    else:
+        readings = read_splits(data)
+        name = next((name for name in ("val", "test") if name in readings), next(iter(readings)))
+        index = require_sound(readings[name])
     if index.class_names != class_names:
         raise DataError(
             f"{index.source}: has the classes {', '.join(index.class_names)}; the detector's are "
@@ -57,6 +62,26 @@ def annotated_split(data: Path, images: int, class_names: list[str]) -> Annotate
     )
     areas = torch.from_numpy(index.areas).float()
     return AnnotatedSplit(name, index, truths, areas, index.hashes(index.image_digests())["hash"])
+
+
+def calibration_paths(data: Path) -> list[Path]:
+    """Training images that ranges of activations are read from.
+
+    Args:
+        data: As `detframe check` takes it.
+
+    Raises:
+        DataError: There is no training split.
+    """
+    from detframe.export.quantize import calibration_images
+
+    held = held_out_of_run(data)
+    if held is not None:
+        return calibration_images(held[0])
+    readings = read_splits(data)
+    if "train" not in readings:
+        raise DataError(f"{data}: --precision int8 needs a training split. Name data that has one with --data.")
+    return calibration_images(require_sound(readings["train"]))
 
 
 def split_of_run(data: Path | None, run: Path, images: int, class_names: list[str]) -> AnnotatedSplit | None:

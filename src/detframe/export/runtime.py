@@ -52,7 +52,7 @@ class Metadata:
         checkpoint_hash: Of the checkpoint's content.
         dataset_hash: Of the data that it was proven on; "" where there was none.
         versions: Of the libraries that wrote it.
-        precision: That the network computes in, float32 or int8.
+        precision: That the network computes in: float32, float16, bfloat16 or int8.
     """
 
     class_names: list[str]

@@ -20,19 +20,20 @@ from rich.progress import track
 from rich.table import Table
 
 from detframe.analysis.diagnosis import parse_aim
-from detframe.analysis.evidence import examine
-from detframe.data.annotations import DataError, file_digest, require_sound
+from detframe.analysis.evidence import Aim, examine
+from detframe.data.annotations import DataError, file_digest
 from detframe.data.images import ImageError
-from detframe.data.sources import read_splits
 from detframe.drawing import Truth, draw_boxes
 from detframe.export.artefact import Artefact
 from detframe.export.checkpoint import answering, artefact_of, read_checkpoint
-from detframe.export.proof_images import AnnotatedSplit, ProofImages, split_of_run
+from detframe.export.half import HALVES, HalfDetector
+from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibration_paths, split_of_run
 from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
 from detframe.export.verify import LEAST_SCORE, Proof, prove, rows_of_answers
 from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["torchscript", "program", "onnx", "openvino"]
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class Writer(NamedTuple):
@@ -48,7 +49,14 @@ WRITERS: dict[str, Writer] = {
     "onnx": Writer("detframe.export.onnx:write_onnx", "model.onnx"),
     "openvino": Writer("detframe.export.openvino:write_openvino", "model.openvino"),
 }
-_INT8 = Writer("detframe.export.openvino:write_openvino", "model.int8.openvino")
+_FORMATS_OF: dict[str, tuple[str, ...]] = {
+    "float32": tuple(WRITERS),
+    "float16": ("torchscript", "program", "onnx"),
+    "bfloat16": ("torchscript", "program"),  # onnxruntime has no convolution of it that a proof could run on a CPU
+    "int8": ("openvino",),
+}
+_SET_ASIDE = ".before"
+"""Added to the name of an older artefact where a new one fails its proof: no server takes the one for the other."""
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 _LIBRARIES = ("detframe", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
@@ -60,7 +68,7 @@ def export(
     data: Path | None = None,
     aim: str = "f1",
     images: int = 0,
-    int8: bool = False,
+    precision: Precision = "float32",
     max_drop: float = 0.005,
     json: bool = False,
 ) -> int:
@@ -78,11 +86,15 @@ def export(
     one pixel high ...) it has to find what the checkpoint finds, within half a pixel and 0.001 of the score, and to
     have its mAP within 0.0005. The proof lies beside it.
 
-    --int8 quantises the convolutions of an OpenVINO file, model.int8.openvino, to be faster: by up to 200 images of the
-    training split, and with operations left in float32 until mAP falls by no more than --max_drop.
+    --precision makes it faster, and is judged by mAP alone, which may fall by --max_drop:
+
+      int8      for Intel's processors, with --to openvino: convolutions in 8 bits, their ranges read from up to 200
+                images of the training split, operations given back to float32 until mAP bears it
+      float16   for GPUs, with --to torchscript, program or onnx: backbone and neck in half precision, the head in
+      bfloat16  float32; bfloat16 not with onnx
 
     Exit code: 0 when it is written; 1 when the proof failed, and then nothing is written but a picture of the worst
-    image; 2 when the input cannot be used.
+    image, and an older artefact of that name is set aside; 2 when the input cannot be used.
 
     Args:
         checkpoint: Such as runs/bccd/version_0/checkpoints/best.ckpt, or calibrated.ckpt.
@@ -94,8 +106,8 @@ def export(
         aim: What the threshold of each class is chosen for, as for `diagnose`: f1, precision=0.95, recall=0.9 or
             cost=1:10. The artefact answers with all detections; those from the threshold on are `confident`.
         images: Prove on so many images of the split, evenly chosen; 0 takes all.
-        int8: Quantise, with --to openvino.
-        max_drop: The most that mAP may fall by quantising, absolute; else nothing is written.
+        precision: That the network computes in. The artefact's name tells, as model.int8.openvino does.
+        max_drop: The most that mAP may fall by another precision than float32, absolute; else nothing is written.
         json: Print the proof as JSON and nothing else.
     """
     console = Console(stderr=True, quiet=json, highlight=False)
@@ -103,39 +115,40 @@ def export(
     folder = out or run / "export"
     try:
         chosen = parse_aim(aim)
-        _require_libraries(to, int8)
+        _require_libraries(to, precision)
         task = read_checkpoint(checkpoint)
         names = task.class_names
         split = split_of_run(data, run, images, names)
-        calibration = _calibration(data if data is not None else run / "config.yaml", split) if int8 else []
+        if precision != "float32" and split is None:
+            raise DataError(f"{run}: --precision {precision} needs data to measure mAP on. Name some with --data.")
+        calibration = calibration_paths(data or run / "config.yaml") if precision == "int8" else []
         eager = artefact_of(task, [0.0] * len(names))
         detect = answering(eager)
         every = ProofImages(split, eager.height, eager.width)
         expected = {name: detect(image) for name, image in _tracked(every, "Asking the checkpoint", console)}
-        thresholds: dict[str, float] = {}
-        if split is not None and split.name != "test":
-            answers = list(expected.values())[: len(split.index)]
-            found = examine(rows_of_answers(answers, split.truths), len(names), chosen)
-            thresholds = dict(zip(names, found.thresholds.tolist(), strict=True))
+        thresholds = _thresholds(list(expected.values()), split, chosen)
         about = Metadata(
             class_names=names,
             image_size=(eager.height, eager.width),
             stretch=eager.stretch,
             thresholds=thresholds,
             calibrated=task.detector.calibration is not None,
-            precision="int8" if int8 else "float32",
+            precision=precision,
             checkpoint_hash=file_digest(checkpoint).hex(),
             dataset_hash="" if split is None else split.hash,
             versions={name: version for name in _LIBRARIES if (version := _version(name))},
         )
-        writer = _INT8 if int8 else WRITERS[to]
+        named = WRITERS[to].name if precision == "float32" else WRITERS[to].name.replace(".", f".{precision}.", 1)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            path = Path(scratch) / writer.name
-            with console.status(f"Writing {writer.name}"), warnings.catch_warnings():
+            path = Path(scratch) / named
+            written = artefact_of(task, [thresholds.get(name, 0.0) for name in names])
+            if precision in HALVES:
+                written.detector = HalfDetector(task.detector, HALVES[precision])
+            with console.status(f"Writing {named}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # exporters warn of what is deprecated in each other
-                _function(writer)(artefact_of(task, [thresholds.get(name, 0.0) for name in names]), about, path)
-            if int8:
+                _function(WRITERS[to])(written, about, path)
+            if precision == "int8":
                 assert split is not None
                 from detframe.export.quantize import quantize
 
@@ -145,22 +158,24 @@ def export(
             artefact = load(path)
             proof = prove(
                 expected,
-                _tracked(every, f"Asking {writer.name}", console),
+                _tracked(every, f"Asking {named}", console),
                 artefact.run,
                 None if split is None else split.truths,
                 torch.zeros(0) if split is None else split.areas,
                 names,
                 detect,
             )
-            faults = proof.faults(max_drop if int8 else None)
+            faults = proof.faults(None if precision == "float32" else max_drop)
             report = _report(proof, faults, about, path, split)
-            shown = folder / f"{writer.name}.worst.jpg"
+            shown = folder / f"{named}.worst.jpg"
             if faults:
+                aside = _set_aside(folder, named)
                 worst = next(image for name, image in every if name == proof.worst)
                 _draw(worst, expected[proof.worst], artefact.run(worst), names).save(shown)
             else:
-                _put(path, folder / writer.name)
-                (folder / f"{writer.name}.proof.json").write_text(dumps(report, indent=1), encoding="utf-8")
+                _put(path, folder / named)
+                shown.unlink(missing_ok=True)
+                (folder / f"{named}.proof.json").write_text(dumps(report, indent=1), encoding="utf-8")
     except (DataError, ImageError, ArtefactError, ValueError) as error:
         return refuse(error, json)
     except OSError as error:
@@ -171,29 +186,23 @@ def export(
         Console(highlight=False).print(_table(report))
     if faults:
         print(
-            f"{writer.name} is not written: {'; '.join(faults)}. The worst image is {proof.worst!r}: {shown}",
+            f"{named} is not written: {'; '.join(faults)}. The worst image is {proof.worst!r}: {shown}"
+            + (f". An older one is set aside as {aside}" if aside else ""),
             file=console.file,
         )
         return 1
     if not json:
-        Console(highlight=False, markup=False).print(f"Written to {folder / writer.name}", soft_wrap=True)
+        Console(highlight=False, markup=False).print(f"Written to {folder / named}", soft_wrap=True)
     return 0
 
 
-def _calibration(data: Path, split: AnnotatedSplit | None) -> list[Path]:
-    """Training images that ranges are read from.
-
-    Raises:
-        DataError: There is no training split, or nothing to measure mAP on.
-    """
-    readings = {} if split is None else read_splits(data)
-    if "train" not in readings:
-        raise DataError(
-            f"{data}: --int8 needs a training split, and one to measure mAP on. Name such data with --data."
-        )
-    from detframe.export.quantize import calibration_images
-
-    return calibration_images(require_sound(readings["train"]))
+def _thresholds(answers: list[Answer], split: AnnotatedSplit | None, aim: Aim) -> dict[str, float]:
+    """Operating thresholds by class name, of answers that begin with a split's; none by a test split."""
+    if split is None or split.name == "test":
+        return {}
+    names = split.index.class_names
+    found = examine(rows_of_answers(answers[: len(split.index)], split.truths), len(names), aim)
+    return dict(zip(names, found.thresholds.tolist(), strict=True))
 
 
 def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:
@@ -206,15 +215,15 @@ def _function(writer: Writer) -> Callable[[Artefact, Metadata, Path], None]:
     return function
 
 
-def _require_libraries(to: str, int8: bool) -> None:
+def _require_libraries(to: str, precision: str) -> None:
     """Refuse what cannot be written here.
 
     Raises:
-        ArtefactError: A library is missing, or the format has no INT8.
+        ArtefactError: A library is missing, or the format has no such precision.
     """
-    if int8 and to != "openvino":
-        raise ArtefactError(f"--int8 is of --to openvino, and not of {to}.")
-    for name in (*_NEEDED.get(to, ()), *(("nncf",) if int8 else ())):
+    if to not in _FORMATS_OF[precision]:
+        raise ArtefactError(f"--precision {precision} is of --to {' or '.join(_FORMATS_OF[precision])}, not of {to}.")
+    for name in (*_NEEDED.get(to, ()), *(("nncf",) if precision == "int8" else ())):
         if find_spec(name) is None:
             raise ArtefactError(f"--to {to} needs {name}. Run `pip install 'detframe[export]'`.")
 
@@ -231,6 +240,18 @@ def _put(path: Path, place: Path) -> None:
     if place.is_dir():
         shutil.rmtree(place)
     path.replace(place)
+
+
+def _set_aside(folder: Path, name: str) -> Path | None:
+    """Rename an older artefact and its proof; None where there is none."""
+    place, aside = folder / name, folder / f"{name}{_SET_ASIDE}"
+    if not place.exists():
+        return None
+    _put(place, aside)
+    proof = folder / f"{name}.proof.json"
+    if proof.exists():
+        proof.replace(folder / f"{name}{_SET_ASIDE}.proof.json")
+    return aside
 
 
 def _report(

@@ -1,0 +1,63 @@
+"""Training images that are held out for validation where a configuration names no validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detframe.data.annotations import AnnotationIndex, DataError
+from detframe.data.sources import configuration_block, read_split
+
+
+def hold_out(
+    index: AnnotationIndex, fraction: float, group_by: str | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose images to hold out, whole groups at a time.
+
+    Args:
+        index: Images.
+        fraction: Share to hold out, 0..1; at least one image.
+        group_by: Metadata column whose values are the groups; None lets every image be its own.
+        seed: Of the shuffling.
+
+    Returns:
+        Positions kept and positions held out, each ascending.
+
+    Raises:
+        DataError: An image has no such column, or there are fewer than two groups.
+    """
+    groups: Sequence[Any] = range(len(index)) if group_by is None else index.column(group_by)
+    names, membership = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"{index.source}: one group cannot be split. Give `data.val`, or another `group_by`.")
+    order = np.random.default_rng(seed).permutation(len(names))
+    sizes = np.bincount(membership)[order]
+    # The group that crosses the wanted share is the last one taken; one group always stays for training.
+    taken = min(int(np.searchsorted(np.cumsum(sizes), fraction * len(index))) + 1, len(names) - 1)
+    held = np.isin(membership, order[:taken])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def held_out_of_run(config: Path) -> tuple[AnnotationIndex, AnnotationIndex] | None:
+    """What a run trained on and what it held out, by its resolved configuration.
+
+    Args:
+        config: ``config.yaml`` of a run, defaults included.
+
+    Returns:
+        None where it is no configuration, or names a validation split.
+
+    Raises:
+        DataError: The training split cannot be read.
+    """
+    block = configuration_block(config)
+    if block is None or not block.get("train") or "val_fraction" not in block or block.get("val"):
+        return None
+    images = Path(block["images"]) if block.get("images") else None
+    whole = read_split(Path(block["root"]), str(block["train"]), images)
+    kept, held = hold_out(whole, block["val_fraction"], block["group_by"], block["seed"])
+    return whole.subset(kept), whole.subset(held)
