@@ -41,6 +41,10 @@ VERBS = {
     "diagnose": Verb(
         "show what a detector gets wrong, why, and what to do about it", "detframe.analysis.diagnose:diagnose"
     ),
+    "compare": Verb(
+        "say what a change brought on the same test images, and gate it: better, worse, same, or cannot tell",
+        "detframe.analysis.compare:compare",
+    ),
     "calibrate": Verb(
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",

@@ -129,13 +129,12 @@ def diagnose_rows(
     )
 
 
-def _intervals(
-    detections: DetectionRows, truths: TruthRows, ious: list[float], classes: int, weights: NDArray[np.int32]
-) -> AveragePrecisionIntervals:
+def evaluated_images(detections: DetectionRows, truths: TruthRows, ious: Sequence[float]) -> EvaluatedImages:
+    """What average precision at ``T`` IoUs is resampled from: matched detections within the limit, and objects."""
     outcomes = outcomes_of_rows(detections, truths, ious)
     kept = within_limit(detections, LIMIT)
     counted = ~truths.ignore
-    evaluated = EvaluatedImages(
+    return EvaluatedImages(
         scores=detections.scores[kept].numpy(),
         labels=detections.labels[kept].numpy(),
         images=detections.images[kept].numpy(),
@@ -143,6 +142,12 @@ def _intervals(
         object_labels=truths.labels[counted].numpy(),
         object_images=truths.images[counted].numpy(),
     )
+
+
+def _intervals(
+    detections: DetectionRows, truths: TruthRows, ious: list[float], classes: int, weights: NDArray[np.int32]
+) -> AveragePrecisionIntervals:
+    evaluated = evaluated_images(detections, truths, ious)
     averaged = [place for place, iou in enumerate(ious) if iou in COCO_IOUS]
     return average_precision_intervals(evaluated, classes, weights, averaged=averaged)
 

@@ -22,7 +22,7 @@ from detframe.analysis.verdicts import Judgement, Verdicts
 from detframe.data.images import ImageError, read_image
 from detframe.drawing import Mark, draw_marks
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED
-from detframe.metrics.errors import ErrorType
+from detframe.metrics.errors import ErrorTable, ErrorType
 
 RIGHT, WRONG, MISSED, FOUND = (0, 114, 178), (213, 94, 0), (240, 228, 66), (255, 255, 255)
 """Okabe and Ito's blue, vermilion and yellow, which differ in lightness too, and white."""
@@ -59,7 +59,7 @@ def examples_of_mistakes(
         by_image[mistake.image].append(i)
     made: dict[int, Example] = {}
     for image, places in by_image.items():
-        pixels = _read(evaluation, image)
+        pixels = pixels_of(evaluation, image)
         if pixels is None:
             continue
         for i in places:
@@ -71,7 +71,7 @@ def examples_of_mistakes(
 def examples_of_images(evaluation: Evaluation, diagnosis: Diagnosis, most: int) -> Iterator[Example]:
     """The images that are dearest to correct, whole."""
     for worst in worst_images(diagnosis.evidence, most):
-        pixels = _read(evaluation, worst.place)
+        pixels = pixels_of(evaluation, worst.place)
         if pixels is None:
             continue
         height, width = pixels.shape[1:]
@@ -79,14 +79,22 @@ def examples_of_images(evaluation: Evaluation, diagnosis: Diagnosis, most: int) 
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
         yield Example(
-            _drawn(evaluation, diagnosis, worst.place, _tensor(picture), torch.zeros(2), scale, None),
+            draw_outcomes(
+                diagnosis.evidence.operating.errors,
+                evaluation.class_names,
+                worst.place,
+                _tensor(picture),
+                torch.zeros(2),
+                scale,
+            ),
             evaluation.file_names[worst.place],
             f"cost {worst.cost:.2f}: {worst.missed} of {worst.objects} objects missed, {worst.false} detections wrong",
             {"image": str(int(evaluation.image_ids[worst.place]))},
         )
 
 
-def _read(evaluation: Evaluation, image: int) -> Tensor | None:
+def pixels_of(evaluation: Evaluation, image: int) -> Tensor | None:
+    """An image ``[3, H, W]`` uint8; None where it is not at hand or cannot be read."""
     if evaluation.paths is None:
         return None
     try:
@@ -100,10 +108,7 @@ def _example(
 ) -> Example:
     errors = diagnosis.evidence.operating.errors
     box = errors.truths.boxes[mistake.truth] if mistake.detection < 0 else errors.detections.boxes[mistake.detection]
-    window = _window(box, pixels.shape[1], pixels.shape[2])
-    x1, y1, x2, y2 = window
-    crop = pixels[:, y1:y2, x1:x2]
-    drawn = _drawn(evaluation, diagnosis, mistake.image, crop, torch.tensor([x1, y1]), 1.0, box)
+    drawn = crop_around(errors, evaluation.class_names, mistake.image, pixels, box)
     truth, detected = names[mistake.cell[0]], names[mistake.cell[1]]
     return Example(
         drawn,
@@ -190,27 +195,33 @@ def _window(box: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
     return left, top, left + wide, top + high
 
 
-def _drawn(
-    evaluation: Evaluation,
-    diagnosis: Diagnosis,
+def crop_around(errors: ErrorTable, names: Sequence[str], image: int, pixels: Tensor, box: Tensor) -> Image.Image:
+    """What was found and what is there around a box ``[4]`` of an image, of which the pixels are ``[3, H, W]``."""
+    x1, y1, x2, y2 = _window(box, pixels.shape[1], pixels.shape[2])
+    return draw_outcomes(errors, names, image, pixels[:, y1:y2, x1:x2], torch.tensor([x1, y1]), 1.0, box)
+
+
+def draw_outcomes(
+    errors: ErrorTable,
+    names: Sequence[str],
     image: int,
     pixels: Tensor,
     corner: Tensor,
     scale: float,
-    about: Tensor | None,
+    about: Tensor | None = None,
 ) -> Image.Image:
     """Detections that are kept and truths of an image, on a part of it.
 
     Args:
-        evaluation: For the class names.
-        diagnosis: For what is right, wrong, found and missed.
+        errors: What is right, wrong, found and missed.
+        names: Of the classes.
         image: Place of the image.
         pixels: ``[3, H, W]`` uint8, the part.
         corner: ``[2]`` x, y of its left top corner in the image.
         scale: Its pixels for one of the image's.
         about: ``[4]``, a box of the image: what overlaps it is drawn, with classes; None draws all, without.
     """
-    names, errors, tags = evaluation.class_names, diagnosis.evidence.operating.errors, about is not None
+    tags = about is not None
     size = torch.tensor([pixels.shape[2], pixels.shape[1]])
 
     def placed(box: Tensor) -> Tensor | None:

@@ -31,7 +31,7 @@ _TEMPLATE = """<!doctype html>
   p.note { color: #555; margin: 0.4rem 0 0.8rem; max-width: 52rem; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
   th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; border-bottom: 1px solid #e2e2dc; vertical-align: top; }
-  td.number, th.number { text-align: right; }
+  td.number, th.number { text-align: right; white-space: nowrap; }
   figure { margin: 0.8rem 0; }
   img, svg { max-width: 100%; height: auto; }
   .wide { overflow-x: auto; }
