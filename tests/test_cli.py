@@ -176,7 +176,14 @@ def test_check_and_convert_exit_with_what_they_found(folder: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_fit_leaves_a_whole_run_behind(folder: Path, run: Path) -> None:
-    names = ["config.yaml", "metrics.csv", "data_manifest.json", "test_metrics.json", "test_predictions.parquet"]
+    names = [
+        "config.yaml",
+        "metrics.csv",
+        "data_manifest.json",
+        "levers.json",
+        "test_metrics.json",
+        "test_predictions.parquet",
+    ]
     for name in [*names, "samples/epoch_0000.jpg"]:
         assert (run / name).is_file(), name
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

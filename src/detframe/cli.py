@@ -45,6 +45,10 @@ VERBS = {
         "say what a change brought on the same test images, and gate it: better, worse, same, or cannot tell",
         "detframe.analysis.compare:compare",
     ),
+    "ledger": Verb(
+        "say how far data, augmentation, model and recipe each moved a metric, over a folder of runs",
+        "detframe.analysis.ledger:ledger",
+    ),
     "calibrate": Verb(
         "make a run's scores believable: fit a curve per class on validation, into a checkpoint",
         "detframe.analysis.calibrate:calibrate",

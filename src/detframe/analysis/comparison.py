@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from detframe.analysis.diagnosis import COCO_IOUS, evaluated_images
-from detframe.analysis.evaluation import Evaluation
+from detframe.analysis.evaluation import Evaluation, on_same_images
 from detframe.analysis.evidence import Aim, OperatingErrors, examine
 from detframe.analysis.prediction_table import TableRows, rows_of_table
 from detframe.analysis.row_metrics import judge_precision
@@ -41,6 +41,15 @@ DEFAULT_MARGIN = 0.01
 """Up to which a difference is none in practice, where nothing else is said."""
 
 _BINS, _LEAST_SCORE = 10, 0.3  # of D-ECE, as detection_ece has them
+
+
+_AT_50, _AT_75 = COCO_IOUS.index(0.5), COCO_IOUS.index(0.75)
+MEANS: dict[str, Callable[[Floats], Floats]] = {
+    "map": lambda values: mean_of_known(values, axis=-2).mean(axis=-1),
+    "map_50": lambda values: mean_of_known(values[..., _AT_50], axis=-1),
+    "map_75": lambda values: mean_of_known(values[..., _AT_75], axis=-1),
+}
+"""Headline figures, of average precision ``[..., C, T]`` at :data:`~detframe.analysis.diagnosis.COCO_IOUS`."""
 
 
 class Verdict(Enum):
@@ -121,8 +130,9 @@ def compare_evaluations(
     Raises:
         DataError: The two were not evaluated on the same data.
     """
+    base, candidate = on_same_images([base, candidate])
+    require_same_data(base, candidate)
     sides = [_compared(evaluation, aim) for evaluation in (base, candidate)]
-    _require_same_data(sides[0], sides[1])
     drawn = resamples(len(base.image_ids), replicates, seed, _groups(base, groups))
     figures = {
         **_average_precisions(sides, drawn),
@@ -161,31 +171,29 @@ def _compared(evaluation: Evaluation, aim: Aim) -> Compared:
     return Compared(evaluation, rows, evidence.thresholds, evidence.operating)
 
 
-def _require_same_data(base: Compared, candidate: Compared) -> None:
-    """Raise unless both sides have the same images, classes and objects.
+def require_same_data(base: Evaluation, candidate: Evaluation) -> None:
+    """Raise unless two evaluations have the same images, classes and objects.
 
     Raises:
         DataError: They have not; the message names what differs.
     """
-    where = f"{base.evaluation.source} and {candidate.evaluation.source} were not evaluated on the same data"
+    where = f"{base.source} and {candidate.source} were not evaluated on the same data"
     cure = "Evaluate both on one test set with `detframe test`."
-    one, other = base.evaluation.class_names, candidate.evaluation.class_names
-    if one != other:
-        raise DataError(f"{where}: the classes are {', '.join(one)} and {', '.join(other)}. {cure}")
-    ids = [side.evaluation.image_ids for side in (base, candidate)]
-    if not np.array_equal(ids[0], ids[1]):
-        alone = sorted(set(ids[0].tolist()) ^ set(ids[1].tolist()))
+    if base.class_names != candidate.class_names:
+        named = [", ".join(evaluation.class_names) for evaluation in (base, candidate)]
+        raise DataError(f"{where}: the classes are {named[0]} and {named[1]}. {cure}")
+    if not np.array_equal(base.image_ids, candidate.image_ids):
+        alone = sorted(set(base.image_ids.tolist()) ^ set(candidate.image_ids.tolist()))
         raise DataError(f"{where}: {len(alone)} images are in one alone, such as image {alone[0]}. {cure}")
-    same = [
-        one.shape == other.shape and bool(torch.equal(one, other))
-        for one, other in zip(base.rows.truths, candidate.rows.truths, strict=True)
+    truths = [rows_of_table(evaluation.table, base.image_ids).truths for evaluation in (base, candidate)]
+    if all(torch.equal(one, other) for one, other in zip(*truths, strict=True)):
+        return
+    boxes = [
+        {(int(image), *box.tolist(), int(label)) for image, box, label, _ in zip(*rows, strict=True)} for rows in truths
     ]
-    if not all(same):
-        counts = [torch.bincount(side.rows.truths.images, minlength=len(ids[0])) for side in (base, candidate)]
-        places = (counts[0] != counts[1]).nonzero().flatten().tolist() or [
-            int(base.rows.truths.images[(base.rows.truths.boxes != candidate.rows.truths.boxes).any(1)][:1].sum())
-        ]
-        raise DataError(f"{where}: objects differ, as in {base.evaluation.file_names[places[0]]}. {cure}")
+    differ = sorted(boxes[0] ^ boxes[1])
+    place = base.file_names[differ[0][0]] if differ else "their order"
+    raise DataError(f"{where}: {len(differ)} objects differ, as in {place}. {cure}")
 
 
 def _groups(evaluation: Evaluation, column: str | None) -> NDArray[np.int64] | None:
@@ -208,13 +216,8 @@ def _average_precisions(sides: list[Compared], drawn: Resamples) -> dict[str, _F
     def reduced(reduce: Callable[[Floats], Floats]) -> PairedReplicates:
         return PairedReplicates(*(reduce(values) for values in found))
 
-    at_50, at_75 = COCO_IOUS.index(0.5), COCO_IOUS.index(0.75)
-    figures = {
-        "map": _Figure("overall", reduced(lambda values: mean_of_known(values, axis=-2).mean(axis=-1))),
-        "map_50": _Figure("overall", reduced(lambda values: mean_of_known(values[..., at_50], axis=-1))),
-        "map_75": _Figure("overall", reduced(lambda values: mean_of_known(values[..., at_75], axis=-1))),
-    }
-    by_class = reduced(lambda values: values.mean(axis=-1)), reduced(lambda values: values[..., at_50])
+    figures = {name: _Figure("overall", reduced(mean)) for name, mean in MEANS.items()}
+    by_class = reduced(lambda values: values.mean(axis=-1)), reduced(lambda values: values[..., _AT_50])
     for kind, replicates in zip(("ap", "ap_50"), by_class, strict=True):
         for c, name in enumerate(names):
             figures[f"{kind}/{name}"] = _Figure("class", PairedReplicates(*(values[..., c] for values in replicates)))

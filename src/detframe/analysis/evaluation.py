@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,25 @@ def read_results(predictions: Path, data: Path) -> Evaluation:
     detections, labels = _detections(predictions, rows, index, sizes)
     table = _table(index, sizes, detections, labels)
     return _with_images(predictions, table, index.class_names, index)
+
+
+def on_same_images(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Evaluations whose data were not found, with the images of the others.
+
+    Such a one knows the images that it has a row of; one with neither object nor detection may be in another's alone.
+    """
+    known: dict[int, tuple[str, NDArray[np.int64]]] = {}
+    for one in evaluations:
+        for place, image_id in enumerate(one.image_ids.tolist()):
+            known.setdefault(image_id, (one.file_names[place], one.sizes[place]))
+    ids = np.array(sorted(known), dtype=np.int64)
+    names, sizes = [known[i][0] for i in ids.tolist()], np.stack([known[i][1] for i in ids.tolist()])
+    return [
+        one
+        if one.paths is not None
+        else one._replace(image_ids=ids, file_names=names, sizes=sizes, metadata=[{} for _ in names])
+        for one in evaluations
+    ]
 
 
 def _class_names(metrics: Path, table: pa.Table) -> list[str]:

@@ -70,20 +70,7 @@ def log_diagnosis(
     """
     import wandb
 
-    given = settings or {"class_path": WANDB_LOGGER}
-    near = [] if run is None else [parent for parent in run.resolve().parents if (parent / "wandb").is_dir()]
-    own = {
-        "save_dir": str(near[0] if near else folder),
-        "name": f"diagnosis of {_name(evaluation.source)}",
-        "job_type": "diagnosis",
-        **dict.fromkeys(("id", "version", "experiment", "dir")),  # the run's own, which is over
-    }
-    arguments = {**given.get("init_args", {}), **given.get("dict_kwargs", {}), **own}
-    try:
-        logger = instantiate_class((), {"class_path": given["class_path"], "init_args": arguments})
-    except (ImportError, AttributeError, TypeError) as error:
-        raise DataError(f"{given['class_path']}: cannot be made as the run's config.yaml says ({error}).") from error
-    assert isinstance(logger, WandbLogger)
+    logger = logger_beside(settings, run, folder, f"diagnosis of {_name(evaluation.source)}", "diagnosis")
     experiment = logger.experiment
     experiment.config.update({"source": evaluation.source, "aim": figures["aim"]})
     names, rows, paths = evaluation.class_names, diagnosis.rows, evaluation.paths
@@ -92,14 +79,14 @@ def log_diagnosis(
     )
     shown |= {key: figures[key] for key in ("map", "map_50", "map_75")}
     shown |= {
-        "per_class": _table([{"class": name, **_flat(row)} for name, row in figures["per_class"].items()]),
-        "what_to_do_first": _table(figures["what_to_do_first"]),
-        "slices": _table([_flat(row) for row in figures["slices"]]),
+        "per_class": table([{"class": name, **_flat(row)} for name, row in figures["per_class"].items()]),
+        "what_to_do_first": table(figures["what_to_do_first"]),
+        "slices": table([_flat(row) for row in figures["slices"]]),
         "page": wandb.Html((folder / "index.html").read_text(encoding="utf-8"), inject=False),
     }
     if figures["verdicts"] is not None:
         counts = figures["verdicts"].items()
-        shown["verdicts"] = _table([{"verdict": verdict, "mistakes": count} for verdict, count in counts])
+        shown["verdicts"] = table([{"verdict": verdict, "mistakes": count} for verdict, count in counts])
     stage = next((name for name in STAGES if Path(evaluation.source).name.startswith(f"{name}_")), "test")
     logger.log_metrics({f"{stage}/{key}": value for key, value in shown.items()}, 0)
     artifact = wandb.Artifact(f"diagnosis-{experiment.id}", "diagnosis", metadata={"source": evaluation.source})
@@ -109,6 +96,31 @@ def log_diagnosis(
     written = Path(experiment.dir).parent
     experiment.finish()
     return written
+
+
+def logger_beside(
+    settings: dict[str, Any] | None, run: Path | None, folder: Path, name: str, job_type: str
+) -> WandbLogger:
+    """A logger of a W&B run of its own, beside W&B's files of a run where they are found, else in ``folder``.
+
+    Raises:
+        DataError: The settings make no logger.
+    """
+    given = settings or {"class_path": WANDB_LOGGER}
+    near = [] if run is None else [parent for parent in run.resolve().parents if (parent / "wandb").is_dir()]
+    own = {
+        "save_dir": str(near[0] if near else folder),
+        "name": name,
+        "job_type": job_type,
+        **dict.fromkeys(("id", "version", "experiment", "dir")),  # the run's own, which is over
+    }
+    arguments = {**given.get("init_args", {}), **given.get("dict_kwargs", {}), **own}
+    try:
+        logger = instantiate_class((), {"class_path": given["class_path"], "init_args": arguments})
+    except (ImportError, AttributeError, TypeError) as error:
+        raise DataError(f"{given['class_path']}: cannot be made as the run's config.yaml says ({error}).") from error
+    assert isinstance(logger, WandbLogger)
+    return logger
 
 
 def _name(source: str) -> str:
@@ -129,7 +141,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not isinstance(value, dict | list)} | low_high | parts
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> wandb.Table:
+def table(rows: Sequence[dict[str, Any]]) -> wandb.Table:
     """A row for each, a column for each key that any has."""
     import wandb
 

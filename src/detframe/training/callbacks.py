@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from detframe.drawing import Truth, contact_sheet, draw_boxes
 from detframe.letterbox import to_input
+from detframe.levers import LEVERS_FILE, levers_of
 from detframe.structures import Batch, Detections
 from detframe.training.loggers import Sample, WandbLogger
 from detframe.training.task import DetectionTask
@@ -48,15 +51,24 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class RunRecorder(Callback):
-    """Writes ``<stage>_metrics.json`` and ``data_manifest.json`` into the run's folder and prints the final table."""
+    """Writes what a run was made of and what came out, and prints the final table.
+
+    In the run's folder: ``data_manifest.json``, ``levers.json`` and ``<stage>_metrics.json``.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the manifest of the data before the first step."""
+        """Write the manifest of the data and the levers before the first step."""
         log_dir = trainer.log_dir  # asks all processes
         if trainer.is_global_zero and log_dir:
             folder = Path(log_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "data_manifest.json").write_text(json.dumps(manifest(trainer), indent=2))
+            data = manifest(trainer)
+            (folder / "data_manifest.json").write_text(json.dumps(data, indent=2))
+            if (folder / "config.yaml").is_file():  # of a run that was not made in Python
+                config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+                levers = {name: lever._asdict() for name, lever in levers_of(config, data).items()}
+                when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                (folder / LEVERS_FILE).write_text(json.dumps({"when": when, **levers}, indent=2, default=str))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the images that were skipped in the epoch, and log what augmentation did to objects."""
