@@ -15,6 +15,7 @@ from detframe.analysis.comparison import Change, Compared, Comparison, Line, Ver
 from detframe.analysis.examples import LEGEND, crop_around, pixels_of
 from detframe.analysis.gallery import SCRIPT, STYLE, Example, gallery
 from detframe.analysis.gate import Judgement, Speed
+from detframe.analysis.markdown import markdown_table
 from detframe.analysis.page import Rows, Section, plot, write_page
 
 SHOWN = 120
@@ -84,12 +85,12 @@ def as_markdown(
         rows = [
             [judgement.condition, "yes" if judgement.holds else "**no**", judgement.found] for judgement in judgements
         ]
-        parts.append(_markdown_table(["condition", "holds", "found"], rows))
+        parts.append(markdown_table(["condition", "holds", "found"], rows))
     told = [line for line in comparison.lines if line.family != "slice"]
     told += [line for line in comparison.lines if line.family == "slice" and line.verdict in _DECIDED]
-    parts.append(_markdown_table(_COLUMNS, [_cells(line) for line in told]))
+    parts.append(markdown_table(_COLUMNS, [_cells(line) for line in told]))
     if speed is not None:
-        parts.append(_markdown_table(["", "base", "candidate", "ratio"], _speed_rows(speed)))
+        parts.append(markdown_table(["", "base", "candidate", "ratio"], _speed_rows(speed)))
     counts = Counter(change.kind for change in comparison.changes)
     parts.append(
         f"Objects: {counts['fixed']} fixed, {counts['broken']} broken. False alarms: {counts['new false alarm']} new, "
@@ -250,8 +251,3 @@ def _speed_rows(speed: Speed) -> list[list[str]]:
         [name, f"{pair[0]:.1f}", f"{pair[1]:.1f}", f"{pair[1] / pair[0]:.2f}"]
         for name, pair in (("ms at batch 1", speed.milliseconds), ("MB", speed.megabytes))
     ]
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -25,6 +25,7 @@ from detframe.data.annotations import DataError, file_digest
 from detframe.data.images import ImageError
 from detframe.drawing import Truth, draw_boxes
 from detframe.export.artefact import Artefact
+from detframe.export.card import card_of, read_given, write_card
 from detframe.export.checkpoint import answering, artefact_of, read_checkpoint
 from detframe.export.half import HALVES, HalfDetector
 from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibration_paths, split_of_run
@@ -70,6 +71,7 @@ def export(
     images: int = 0,
     precision: Precision = "float32",
     max_drop: float = 0.005,
+    card: Path | None = None,
     json: bool = False,
 ) -> int:
     """Write a checkpoint as one file that takes an image as the camera gives it and answers with final boxes in it.
@@ -84,7 +86,7 @@ def export(
 
     Before it gets its name it is proven: on the images of the validation split and on strange ones (dark, huge, wide,
     one pixel high ...) it has to find what the checkpoint finds, within half a pixel and 0.001 of the score, and to
-    have its mAP within 0.0005. The proof lies beside it.
+    have its mAP within 0.0005. The proof lies beside it, and MODEL_CARD.md with what is known of the detector.
 
     --precision makes it faster, and is judged by mAP alone, which may fall by --max_drop:
 
@@ -108,6 +110,7 @@ def export(
         images: Prove on so many images of the split, evenly chosen; 0 takes all.
         precision: That the network computes in. The artefact's name tells, as model.int8.openvino does.
         max_drop: The most that mAP may fall by another precision than float32, absolute; else nothing is written.
+        card: YAML file with what the model card cannot know: intended_use, limits, licences.
         json: Print the proof as JSON and nothing else.
     """
     console = Console(stderr=True, quiet=json, highlight=False)
@@ -115,6 +118,7 @@ def export(
     folder = out or run / "export"
     try:
         chosen = parse_aim(aim)
+        given = read_given(card)
         _require_libraries(to, precision)
         task = read_checkpoint(checkpoint)
         names = task.class_names
@@ -176,6 +180,8 @@ def export(
                 _put(path, folder / named)
                 shown.unlink(missing_ok=True)
                 (folder / f"{named}.proof.json").write_text(dumps(report, indent=1), encoding="utf-8")
+                with console.status("Writing the model card"):
+                    write_card(folder, card_of(run, folder, given))
     except (DataError, ImageError, ArtefactError, ValueError) as error:
         return refuse(error, json)
     except OSError as error:
