@@ -5,7 +5,7 @@
 
 Two detectors look at the same images. How hard an image and an object are is shared, what each of them makes of it is
 not. Of null pairs both are equally good, and each difference that is called one is a false alarm. For power the
-candidate is better by as much as the null pairs could just have shown; its true gain is what 20,000 images say.
+candidate is better by as much as the null pairs could just have shown; its true gain is what 50,000 images say.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from detframe.metrics.paired import (
 )
 
 _IOUS = 10
-_MANY = 20_000  # images that tell a true gain
+_MANY = 50_000  # images that tell a true gain
 
 
 def simulated(
@@ -111,7 +111,7 @@ def main() -> None:
         low, high = (gain, high) if truth < wanted else (low, gain)
     better = [compare(gain, seed) for seed in track(range(given.pairs), "Better candidates", transient=True)]
     seen = np.mean([one.p_value < 0.05 for one in better])
-    stated = np.mean([power_to_see(np.array(truth), one.error) for one in better])
+    stated = np.mean([power_to_see(np.array(truth), one.error, one.critical) for one in better])
     held = np.mean([one.low <= truth <= one.high for one in better])
     print(
         f"A true gain of {truth:.4f} mAP is seen in {seen:.1%}, power stated {stated:.1%}; "

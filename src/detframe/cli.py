@@ -90,6 +90,10 @@ VERBS = {
     "serve": Verb(
         "answer HTTP requests with an exported detector, with a page to try it", "detframe.serving.verb:serve"
     ),
+    "monitor": Verb(
+        "say without labels whether a released detector's images and answers are still what they were, and why not",
+        "detframe.monitoring.verb:monitor",
+    ),
     "triton": Verb(
         "write an exported detector as a model repository of Triton, for more than one machine",
         "detframe.serving.triton:triton",

@@ -52,6 +52,8 @@ class Metadata:
         checkpoint_hash: Of the checkpoint's content.
         dataset_hash: Of the data that it was proven on; "" where there was none.
         versions: Of the libraries that wrote it.
+        profile: What its validation data and answers were like, a window of :mod:`detframe.monitoring.window` as JSON;
+            None where there were none.
         precision: That the network computes in: float32, float16, bfloat16 or int8.
     """
 
@@ -64,6 +66,7 @@ class Metadata:
     dataset_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     precision: str = "float32"
+    profile: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """As a JSON text."""

@@ -13,6 +13,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.table import Table
 from detframe.analysis.diagnosis import parse_aim
 from detframe.analysis.evidence import Aim, examine
 from detframe.data.annotations import DataError, file_digest
-from detframe.data.images import ImageError
+from detframe.data.images import ImageError, read_image
 from detframe.drawing import Truth, draw_boxes
 from detframe.export.artefact import Artefact
 from detframe.export.card import card_of, read_given, write_card
@@ -31,6 +32,8 @@ from detframe.export.half import HALVES, HalfDetector
 from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibration_paths, split_of_run
 from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
 from detframe.export.verify import LEAST_SCORE, Proof, prove, rows_of_answers
+from detframe.monitoring.window import as_json as window_as_json
+from detframe.monitoring.window import values_of, window_of
 from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["torchscript", "program", "onnx", "openvino"]
@@ -138,6 +141,7 @@ def export(
             thresholds=thresholds,
             calibrated=task.detector.calibration is not None,
             precision=precision,
+            profile=None if split is None else profile_of(split, list(expected.values()), thresholds),
             checkpoint_hash=file_digest(checkpoint).hex(),
             dataset_hash="" if split is None else split.hash,
             versions={name: version for name in _LIBRARIES if (version := _version(name))},
@@ -211,6 +215,18 @@ def _thresholds(answers: list[Answer], split: AnnotatedSplit | None, aim: Aim) -
     return dict(zip(names, found.thresholds.tolist(), strict=True))
 
 
+def profile_of(split: AnnotatedSplit, answers: list[Answer], thresholds: dict[str, float]) -> dict[str, Any]:
+    """What a released detector is watched against: what a split's images and the answers to them are like."""
+    names = split.index.class_names
+    limits = np.array([thresholds.get(name, 0.0) for name in names])
+    values = []
+    for place, answer in enumerate(answers[: len(split.index)]):
+        image, valid = read_image(split.index.path(place)).numpy(), answer.valid[0]
+        boxes, scores, labels = (column[0][valid] for column in (answer.boxes, answer.scores, answer.labels))
+        values.append(values_of(image, boxes, scores, labels, limits))
+    return window_as_json(window_of(names, np.array(values), None))
+
+
 def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:
     return track(images, doing, len(images), console=console, transient=True)
 
@@ -277,7 +293,7 @@ def _report(
         "milliseconds": proof.milliseconds_found,
         "megabytes": megabytes(path),
         "worst": proof.worst,
-        "metadata": asdict(about),
+        "metadata": {name: value for name, value in asdict(about).items() if name != "profile"},  # many numbers
         "per_image": {name: difference._asdict() for name, difference in proof.images.items()},
     }
 

@@ -51,6 +51,7 @@ class PairedDifference(NamedTuple):
     high: Floats
     error: Floats  # its standard error
     p_value: Floats  # 0..1, that there is none, both sides
+    critical: Floats  # from which difference on the p-value is below one less the level
     detectable: Floats  # the smallest difference that would have been seen with a probability of POWER
 
 
@@ -148,21 +149,22 @@ def paired_difference(replicates: PairedReplicates, level: float = 0.95) -> Pair
         low, high = (np.where(known, 2 * difference - end, np.nan) for end in ends)
     as_far = np.abs(swapped) >= np.abs(difference) - 1e-12  # sums in another order end in other digits
     p_value = np.where(known, (1 + as_far.sum(axis=0)) / (1 + len(swapped)), np.nan)
-    reach = ndtri((1 + level) / 2) + ndtri(POWER)
-    return PairedDifference(base, candidate, difference, low, high, error, p_value, reach * error)
+    critical = np.full(difference.shape, np.nan)
+    critical[known] = np.quantile(np.abs(swapped[:, known]), level, axis=0)
+    detectable = critical + ndtri(POWER) * error
+    return PairedDifference(base, candidate, difference, low, high, error, p_value, critical, detectable)
 
 
-def power_to_see(effect: Floats, error: Floats, level: float = 0.95) -> Floats:
+def power_to_see(effect: Floats, error: Floats, critical: Floats) -> Floats:
     """With which probability a true difference would be told from none, 0..1.
 
     Args:
         effect: The difference.
         error: Standard error of its estimate.
-        level: One less the size of the test, both sides.
+        critical: From which estimate on it is.
     """
-    limit = ndtri((1 + level) / 2)
-    shift = np.abs(effect) / np.where(error > 0, error, np.nan)
-    return np.asarray(ndtr(shift - limit) + ndtr(-shift - limit), dtype=np.float64)
+    unit = np.where(error > 0, error, np.nan)
+    return np.asarray(ndtr((np.abs(effect) - critical) / unit) + ndtr((-np.abs(effect) - critical) / unit))
 
 
 def _side_by_side(base: EvaluatedImages, candidate: EvaluatedImages, images: int) -> EvaluatedImages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +31,19 @@ def json_response(content: Any, status: int) -> Response:  # noqa: ANN401 - what
     return Response(json.dumps(content), status, media_type="application/json")
 
 
-def answer_jobs(artefact: Artefact, jobs: Sequence[Job], batch: int) -> list[Predicted | Refusal]:
+def answer_jobs(
+    artefact: Artefact,
+    jobs: Sequence[Job],
+    batch: int,
+    observe: Callable[[NDArray[np.uint8], Answer], object] = lambda image, answer: None,
+) -> list[Predicted | Refusal]:
     """Decode and detect, images of one size together.
 
     Args:
         artefact: Which detects.
         jobs: Requests.
         batch: The most images in one call.
+        observe: Told of each image ``[3, H, W]`` and its answer.
 
     Returns:
         For each job its detections, or what is wrong with it.
@@ -64,6 +70,7 @@ def answer_jobs(artefact: Artefact, jobs: Sequence[Job], batch: int) -> list[Pre
                 if isinstance(answer, Refusal):
                     refused[key[0]] = answer
                 else:
+                    observe(pixels[key], answer)
                     height, width = pixels[key].shape[1:]
                     found[key] = as_json(answer, artefact.metadata.class_names, jobs[key[0]].all, height, width)
     return [

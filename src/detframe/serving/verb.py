@@ -28,6 +28,8 @@ def serve(
     queue: int = 64,
     megabytes: float = 32.0,
     megapixels: float = 50.0,
+    windows: Path | None = None,
+    window_images: int = 64,
 ) -> int:
     """Answer HTTP requests with what ARTEFACT finds in their images, and show it on a page.
 
@@ -54,16 +56,23 @@ def serve(
         queue: Images that may wait or be worked on, over all requests.
         megabytes: The most of one request's body.
         megapixels: The most of all images of a request together, looked up before anything is decoded.
+        windows: Folder for windows of counts, which `detframe monitor` compares with the artefact's profile; no image
+            and nothing of any single one is in them.
+        window_images: After so many images a worker writes a window.
     """
     limits = Limits(round(megabytes * 1e6), round(megapixels * 1e6), batch, queue)
     try:
-        _check(artefact, limits, port, workers, threads, wait)
+        _check(artefact, limits, port, workers, threads, wait, window_images)
         key = _key()
         # Of the extra `serve`, and of no use to any other verb.
         from detframe.serving.server import run
         from detframe.serving.worker import DetectorAPI
 
-        api = DetectorAPI(artefact, threads or max(1, (os.cpu_count() or 1) // workers), limits, wait)
+        if windows is not None:
+            windows.mkdir(parents=True, exist_ok=True)
+        api = DetectorAPI(
+            artefact, threads or max(1, (os.cpu_count() or 1) // workers), limits, wait, windows, window_images
+        )
         run(api, workers, key, host, port, partial(_greet, artefact, not key))
     except StartError as error:
         return refuse(error)
@@ -72,7 +81,9 @@ def serve(
     return 0
 
 
-def _check(artefact: Path, limits: Limits, port: int, workers: int, threads: int, wait: float) -> None:
+def _check(
+    artefact: Path, limits: Limits, port: int, workers: int, threads: int, wait: float, window_images: int
+) -> None:
     """Refuse what cannot be served, and a missing library.
 
     Raises:
@@ -93,6 +104,8 @@ def _check(artefact: Path, limits: Limits, port: int, workers: int, threads: int
         raise StartError(
             f"--queue {limits.queue}: is less than --batch {limits.batch}; raise it, or a full request never fits."
         )
+    if window_images < 1:
+        raise StartError("--window_images: is too low; give at least 1.")
     if threads < 0 or not 0 <= wait <= 10 or not 0 <= port <= 65535:
         raise StartError("--threads is 0 or more, --wait 0 to 10 seconds, --port 0 to 65535.")
 

@@ -22,9 +22,11 @@ from PIL import Image
 from starlette.responses import Response
 
 from detframe.export.runtime import Artefact, ArtefactError, Metadata, load
+from detframe.monitoring.window import WindowError
 from detframe.serving.answers import Predicted, answer_jobs, json_response
 from detframe.serving.limits import Limits, Refusal
 from detframe.serving.uploads import Job
+from detframe.serving.windows import WindowWriter
 
 BATCH_HEADER = "X-Batch-Images"
 """How many images were in the call of the artefact that a request's first image was part of."""
@@ -82,6 +84,7 @@ class Batches(BatchedLoop):
                 os._exit(1)
             if entry == END:
                 if not taken and not late:
+                    lit_api.finish()
                     os._exit(0)  # torch takes seconds to tidy up, and every answer is with the queue's process by now
                 request_queue.put(END)  # for the next round
                 break
@@ -113,7 +116,15 @@ class Start:
 class DetectorAPI(LitAPI):
     """An artefact as LitServe runs it: images are decoded here, so that the server's process is free to listen."""
 
-    def __init__(self, path: Path, threads: int, limits: Limits, wait: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        limits: Limits,
+        wait: float,
+        windows: Path | None = None,
+        window_images: int = 64,
+    ) -> None:
         """Say what is to be served; it is loaded in each worker.
 
         Args:
@@ -121,6 +132,8 @@ class DetectorAPI(LitAPI):
             threads: Of the CPU for one worker; 0 leaves it to the runtime.
             limits: That batches keep to.
             wait: Seconds that the first job of a batch waits for others.
+            windows: Folder for windows that `detframe monitor` reads; None writes none.
+            window_images: Of a window.
         """
         super().__init__(max_batch_size=limits.batch, batch_timeout=wait, api_path="/predict")
         self.loop = Batches()  # type: ignore[no-untyped-call]
@@ -130,6 +143,9 @@ class DetectorAPI(LitAPI):
         self.queue_process = 0  # its number, set before workers are started
         self._threads = threads
         self._artefact: Artefact | None = None
+        self._windows = windows
+        self._window_images = window_images
+        self._writer: WindowWriter | None = None
 
     def authorize(self) -> None:
         """Let everybody in: the gate has asked for the key, in constant time."""
@@ -143,7 +159,9 @@ class DetectorAPI(LitAPI):
         Image.MAX_IMAGE_PIXELS = self.limits.pixels
         try:
             self._artefact = load(self.path, self._threads)
-        except ArtefactError as error:
+            if self._windows is not None:
+                self._writer = WindowWriter(self._windows, self._window_images, self._artefact.metadata)
+        except (ArtefactError, WindowError) as error:
             if self.start.wanted.is_set():
                 self.start.reports.put(str(error))
             raise SystemExit(2) from error  # no traceback
@@ -160,7 +178,14 @@ class DetectorAPI(LitAPI):
     def predict(self, x: Sequence[Job]) -> list[Predicted | Refusal]:  # type: ignore[override]
         """Answer jobs; what is wrong with one leaves the others alone."""
         assert self._artefact is not None
-        return answer_jobs(self._artefact, x, self.limits.batch)
+        if self._writer is None:
+            return answer_jobs(self._artefact, x, self.limits.batch)
+        return answer_jobs(self._artefact, x, self.limits.batch, self._writer.add)
+
+    def finish(self) -> None:
+        """Write the window that has begun."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def encode_response(self, output: Predicted | Refusal) -> Response:  # type: ignore[override]
         """The answer as JSON."""

@@ -1,0 +1,194 @@
+"""The verb ``monitor``: are a released detector's images and answers still what they were, and if not, why."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from detframe.refusals import refuse
+
+_SHOWN = 24  # suspicious images of a page
+_SIDE = 480  # pixels of their pictures
+
+
+def monitor(
+    artefact: Path,
+    windows: Path | None = None,
+    images: str | None = None,
+    out: Path | None = None,
+    to_queue: int = 0,
+    json: bool = False,
+) -> int:
+    """Say whether images and answers are still what they were when ARTEFACT was exported, without any label.
+
+    An exported file carries a profile of its validation data: of each image its brightness, contrast, colour of light,
+    noise, sharpness and compression, and how many detections of which class, score, size and place there were. Windows
+    are counts of the same, which `detframe serve --windows DIR` writes; several add up, of one server or of many.
+
+      detframe monitor model.onnx --windows windows      # of one server or of many
+      detframe monitor model.onnx --images site/today    # or let ARTEFACT look at images now
+
+    Each signal is compared by Kolmogorov's and Smirnov's test and all together by the maximum mean discrepancy, with
+    Holm's correction: a window that is like the profile raises an alarm in at most one of 100 cases. A window of 64
+    images is enough for a change that a person sees.
+
+    Written to OUT: index.html, with what moved, by how much, the likely cause and the most suspicious images;
+    monitor.json. With --to_queue also images.json and queue.jsonl, for `detframe review` and `apply`: what is odd today
+    is labelled tomorrow.
+
+    Exit code: 0 when nothing moved; 1 when something did; 2 when the input cannot be used.
+
+    Args:
+        artefact: What `detframe export` wrote.
+        windows: A file, or a folder with such files in it or below, as of several servers.
+        images: A folder of images, a glob in quotes, or a COCO file.
+        out: Folder to write; by default `monitor` beside ARTEFACT.
+        to_queue: So many of the most suspicious of --images go to a queue of labels to review.
+        json: Print the outcome as JSON and nothing else.
+    """
+    from detframe.data.annotations import DataError
+    from detframe.data.images import ImageError
+    from detframe.export.runtime import ArtefactError, load
+    from detframe.monitoring.drift import drift_of
+    from detframe.monitoring.report import as_json, headline, write_drift_page
+    from detframe.monitoring.to_queue import write_review_queue
+    from detframe.monitoring.window import WindowError, from_json, merged, read_window, scale_of, window_of
+
+    console = Console(stderr=True, quiet=json, highlight=False)
+    folder = out or artefact.parent / "monitor"
+    try:
+        if (windows is None) == (images is None) or (to_queue and images is None):
+            raise WindowError(
+                "Give either --windows or --images; --to_queue needs images, as windows hold counts alone."
+            )
+        running = load(artefact)
+        if running.metadata.profile is None:
+            raise WindowError(f"{artefact}: carries no profile. Export it anew, with validation data.")
+        profile = from_json(running.metadata.profile, str(artefact))
+        looked: list[_Looked] = []
+        if windows is not None:
+            window = merged([read_window(path) for path in _window_files(windows)])
+        else:
+            assert images is not None
+            looked = _look(running, images, console)
+            window = window_of(profile.class_names, np.array([one.values for one in looked]), scale_of(profile))
+        drift = drift_of(profile, window)
+        suspects = _suspects(profile, looked)
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = [_example(one) for one in track(suspects[:_SHOWN], "Drawing", console=console, transient=True)]
+        write_drift_page(folder / "index.html", drift, profile, window, shown)
+        document = as_json(drift, [(str(one.looked.path), one.suspicion) for one in suspects])
+        (folder / "monitor.json").write_text(dumps(document, indent=1), encoding="utf-8")
+        queue = None
+        if to_queue:
+            queue = write_review_queue([_suspicious(one) for one in suspects[:to_queue]], profile.class_names, folder)
+    except (ArtefactError, DataError, ImageError, WindowError, OSError) as error:
+        return refuse(error, json)
+    if json:
+        print(dumps(document))
+        return int(drift.alarm)
+    printer = Console(highlight=False, markup=False)
+    if drift.alarm:
+        table = Table("signal", "before", "now", "deviations", "p")
+        for one in drift.moved[:8]:
+            table.add_row(one.signal, f"{one.before:.3f}", f"{one.now:.3f}", f"{one.shift:+.1f}", f"{one.p_value:.4f}")
+        printer.print(table)
+    printer.print(f"{headline(drift)}\nWritten to {folder / 'index.html'}", soft_wrap=True)
+    if queue is not None:
+        printer.print(f"Review them with `detframe review {queue}`.", soft_wrap=True)
+    return int(drift.alarm)
+
+
+class _Looked(NamedTuple):
+    """An image, what is watched of it and what was found."""
+
+    path: Path
+    size: tuple[int, int]
+    values: NDArray[np.float64]  # [S]
+    boxes: NDArray[Any]  # [K, 4] from the operating thresholds on
+    scores: NDArray[Any]  # [K]
+    labels: NDArray[Any]  # [K]
+
+
+class _Suspect(NamedTuple):
+    looked: _Looked
+    suspicion: float
+    signal: str  # the least common of its signals
+    class_names: list[str]
+
+
+def _window_files(place: Path) -> list[Path]:
+    """A file, or all windows of a folder and below it."""
+    return sorted(place.rglob("*.window.json")) if place.is_dir() else [place]
+
+
+def _look(artefact: Any, images: str, console: Console) -> list[_Looked]:  # noqa: ANN401 - a runtime.Artefact
+    from detframe.data.images import read_image
+    from detframe.data.unlabelled import read_images
+    from detframe.monitoring.window import values_of
+
+    index = read_images(images)
+    names = artefact.metadata.class_names
+    thresholds = np.array([artefact.metadata.thresholds.get(name, 0.0) for name in names])
+    looked = []
+    for place in track(range(len(index)), "Looking", console=console, transient=True):
+        image = read_image(index.path(place)).numpy()
+        found = artefact.run(image[None])
+        valid, kept = found.valid[0], found.confident[0]
+        values = values_of(image, found.boxes[0][valid], found.scores[0][valid], found.labels[0][valid], thresholds)
+        chosen = (column[0][kept] for column in (found.boxes, found.scores, found.labels))
+        looked.append(_Looked(index.path(place), (image.shape[1], image.shape[2]), values, *chosen))
+    return looked
+
+
+def _suspects(profile: Any, looked: list[_Looked]) -> list[_Suspect]:  # noqa: ANN401 - a Window
+    """All images, the most suspicious first."""
+    from detframe.monitoring.drift import suspicion, tail_shares
+    from detframe.monitoring.signals import watched
+
+    names = [signal.name for signal in watched(profile.class_names)]
+    found = []
+    for one in looked:
+        least = names[int(np.argmin(tail_shares(profile, one.values)))]
+        found.append(_Suspect(one, suspicion(profile, one.values), least, profile.class_names))
+    return sorted(found, key=lambda suspect: -suspect.suspicion)
+
+
+def _example(suspect: _Suspect) -> Any:  # noqa: ANN401 - a gallery.Example
+    import torch
+    from PIL import Image
+
+    from detframe.analysis.gallery import Example
+    from detframe.data.images import read_image
+    from detframe.drawing import draw_boxes
+
+    one = suspect.looked
+    pixels = read_image(one.path)
+    scale = min(1.0, _SIDE / max(one.size))
+    if scale < 1:
+        small = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        small = small.resize((round(one.size[1] * scale), round(one.size[0] * scale)), Image.Resampling.BOX)
+        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    boxes, labels, scores = (torch.from_numpy(column) for column in (one.boxes * scale, one.labels, one.scores))
+    picture = draw_boxes(pixels, boxes, labels, scores, suspect.class_names, min_side=_SIDE // 2)
+    return Example(
+        picture, one.path.name, f"{suspect.signal} is odd ({suspect.suspicion:.1f})", {"signal": suspect.signal}
+    )
+
+
+def _suspicious(suspect: _Suspect) -> Any:  # noqa: ANN401 - to_queue.Suspicious
+    from detframe.monitoring.to_queue import Found, Suspicious
+
+    one = suspect.looked
+    found = [
+        Found(tuple(box), suspect.class_names[label], score)
+        for box, score, label in zip(one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True)
+    ]
+    return Suspicious(one.path, one.size, suspect.suspicion, f"its {suspect.signal} is odd", found)

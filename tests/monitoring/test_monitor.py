@@ -1,0 +1,136 @@
+"""`monitor` on files that an artefact looks at and on windows that its server wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.monitoring.test_drift import photograph
+from tests.serving.conftest import NAMES, Served, Shades, as_json, encoded
+
+from detframe.cli import main
+from detframe.data.label_queue import read_queue
+from detframe.export.runtime import METADATA, Artefact, Metadata, load
+from detframe.monitoring.window import as_json as window_as_json
+from detframe.monitoring.window import read_window, values_of, window_of
+from detframe.serving.windows import WindowWriter
+
+
+def write_artefact(path: Path, metadata: Metadata) -> Artefact:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated and still one of the formats
+        torch.jit.save(torch.jit.script(Shades()), path, _extra_files={METADATA: metadata.to_json()})
+    return load(path, 1)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """An artefact that carries a profile of 60 photographs."""
+    folder = tmp_path_factory.mktemp("watched")
+    plain = Metadata(NAMES, (32, 48), stretch=False, thresholds=dict.fromkeys(NAMES, 0.5))
+    artefact = write_artefact(folder / "plain.torchscript", plain)
+    rows = []
+    for seed in range(60):
+        image = photograph(seed)
+        answer = artefact.run(image[None])
+        valid = answer.valid[0]
+        found = answer.boxes[0][valid], answer.scores[0][valid], answer.labels[0][valid]
+        rows.append(values_of(image, *found, np.full(3, 0.5)))
+    profile = window_as_json(window_of(NAMES, np.array(rows), None))
+    return write_artefact(folder / "model.torchscript", dataclasses.replace(plain, profile=profile))
+
+
+def write_images(folder: Path, seeds: range, light: float) -> Path:
+    folder.mkdir(parents=True)
+    for seed in seeds:
+        pixels = (photograph(seed) * light).astype(np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_images_like_those_of_the_profile_and_darker_ones(
+    watched: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = write_images(tmp_path / "usual", range(100, 130), 1.0)
+    arguments = ["monitor", str(watched.path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--images", str(usual)]) == 0
+    assert "30 images are as they were" in capsys.readouterr().out
+
+    dark = write_images(tmp_path / "dark", range(100, 130), 0.5)
+    assert main([*arguments, "--images", str(dark), "--to_queue", "5"]) == 1
+    said = capsys.readouterr().out
+    assert "30 images are not as they were: darker." in said
+    document = json.loads((tmp_path / "out" / "monitor.json").read_text())
+    assert document["alarm"]
+    assert document["causes"][0] == "darker"
+    assert len(document["suspicious"]) == 30
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 24
+    assert "<svg" in page
+
+    queue = read_queue(tmp_path / "out" / "queue.jsonl")
+    shown = {suggestion.file_name for suggestion in queue.suggestions}
+    assert shown <= {str(Path(one["image"]).resolve()) for one in document["suspicious"][:5]}
+    assert all(suggestion.kind == "missing" for suggestion in queue.suggestions)
+    assert main(["check", str(tmp_path / "out" / "images.json"), "--headers_only"]) == 0
+
+
+def test_the_queue_can_be_applied(watched: Artefact, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "bright", range(6), 1.3)
+    arguments = ["monitor", str(watched.path), "--images", str(images), "--out", str(tmp_path / "out")]
+    main([*arguments, "--to_queue", "6"])
+    queue = read_queue(tmp_path / "out" / "queue.jsonl")
+    assert queue.suggestions
+    options = ["--queue", str(tmp_path / "out" / "queue.jsonl"), "--auto", "0", "--out", str(tmp_path / "labelled")]
+    assert main(["apply", *options]) == 0
+    (made,) = (tmp_path / "labelled").glob("images.json")
+    assert len(json.loads(made.read_text())["annotations"]) == len(queue.suggestions)
+
+
+@pytest.mark.slow
+def test_a_server_writes_windows_that_say_the_same(
+    watched: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    windows = tmp_path / "windows"
+    options = ("--windows", str(windows), "--window_images", "8", "--threads", "1")
+    with Served(watched, tmp_path / "log", *options) as server:
+        for seed in range(100, 120):
+            pixels = (photograph(seed) * 0.5).astype(np.uint8).transpose(1, 2, 0)
+            assert server.ask("predict", *as_json(encoded(np.ascontiguousarray(pixels))))[0] == 200
+        assert "profile" not in server.ask("info")[1]["model"]
+    files = sorted(windows.iterdir())
+    assert [read_window(path).images for path in files] == [8, 8, 4]  # the last when it ended
+    assert main(["monitor", str(watched.path), "--windows", str(windows), "--out", str(tmp_path / "out")]) == 1
+    assert "20 images are not as they were: darker." in capsys.readouterr().out
+
+
+def test_a_writer_counts_what_it_is_told(watched: Artefact, tmp_path: Path) -> None:
+    writer = WindowWriter(tmp_path, 3, watched.metadata)
+    for seed in range(4):
+        image = photograph(seed)
+        writer.add(image, watched.run(image[None]))
+    assert [read_window(path).images for path in tmp_path.glob("*.window.json")] == [3]
+    writer.flush()
+    writer.flush()
+    assert sorted(read_window(path).images for path in tmp_path.iterdir()) == [1, 3]
+
+
+def test_bad_input_is_one_sentence(watched: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = write_artefact(tmp_path / "bare.torchscript", dataclasses.replace(watched.metadata, profile=None))
+    for arguments, words in (
+        ([str(watched.path)], "Give either --windows or --images"),
+        ([str(watched.path), "--windows", str(tmp_path), "--to_queue", "3"], "--to_queue needs images"),
+        ([str(watched.path), "--windows", str(tmp_path)], "There is no window"),
+        ([str(bare.path), "--images", str(tmp_path)], "carries no profile. Export it anew"),
+        ([str(tmp_path / "no.onnx"), "--images", str(tmp_path)], "no such artefact"),
+    ):
+        assert main(["monitor", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1

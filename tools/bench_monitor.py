@@ -1,0 +1,137 @@
+"""How well windows of a detector are told from what they were: false alarms, power, causes, by corruption.
+
+    python tools/bench_monitor.py model.onnx DATA OUT --severities 1 3 5
+
+An artefact answers to the validation and test images of DATA, and to the test images under 15 corruptions (after
+Hendrycks and Dietterich) at the severities that are named. Signals are kept in OUT, so that a killed run goes on.
+Windows are drawn from them without repetition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from corruptions import CORRUPTIONS, corrupted
+from detframe.data.annotations import AnnotationIndex, require_sound
+from detframe.data.images import read_image
+from detframe.data.sources import read_splits
+from detframe.export.runtime import Artefact, load
+from detframe.monitoring.drift import drift_of
+from detframe.monitoring.window import scale_of, values_of, window_of
+
+RIGHT_CAUSES = {
+    "gaussian noise": ("noisier",),
+    "shot noise": ("noisier",),
+    "impulse noise": ("noisier",),
+    "defocus blur": ("blurred",),
+    "glass blur": ("blurred",),
+    "motion blur": ("blurred",),
+    "zoom blur": ("blurred",),
+    "snow": ("brighter", "noisier"),
+    "frost": ("brighter", "darker", "less contrast", "more contrast", "another colour"),
+    "fog": ("less contrast", "brighter", "darker", "another colour"),
+    "brightness": ("brighter",),
+    "contrast": ("less contrast",),
+    "elastic": ("warped", "blurred"),
+    "pixelate": ("blurred", "coarser pixels", "compressed more"),
+    "jpeg": ("compressed more", "coarser pixels", "blurred"),
+}
+"""The first words of what is accepted as the likeliest cause."""
+
+Floats = NDArray[np.float64]
+
+
+def signals(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int) -> Floats:
+    """``[N, S]`` of the images of a split, evenly chosen where there are more."""
+    names = artefact.metadata.class_names
+    thresholds = np.array([artefact.metadata.thresholds.get(name, 0.5) for name in names])
+    rows = []
+    for place in np.unique(np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)).tolist():
+        image = read_image(index.path(place)).numpy()
+        if kind:
+            rng = np.random.default_rng([place, severity])
+            image = np.ascontiguousarray(corrupted(image.transpose(1, 2, 0), kind, severity, rng).transpose(2, 0, 1))
+        found = artefact.run(image[None])
+        kept = found.valid[0]
+        rows.append(values_of(image, found.boxes[0][kept], found.scores[0][kept], found.labels[0][kept], thresholds))
+    return np.array(rows)
+
+
+def cached(
+    folder: Path, name: str, artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int
+) -> Floats:
+    """Signals, from OUT where they are there."""
+    path = folder / f"{name}.npy"
+    if not path.is_file():
+        np.save(path, signals(artefact, index, kind, severity, most))
+    return np.asarray(np.load(path), dtype=np.float64)
+
+
+def main() -> None:
+    """Print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artefact", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--window", type=int, default=64, help="images")
+    parser.add_argument("--images", type=int, default=200, help="of the test split at most, and of validation")
+    parser.add_argument("--draws", type=int, default=500, help="windows for false alarms; a tenth for each corruption")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    artefact = load(given.artefact, 1)
+    names = artefact.metadata.class_names
+    readings = read_splits(given.data)
+    test = require_sound(readings["test"])
+    clean = cached(given.out, "clean test", artefact, test, "", 0, given.images)
+    parts = [clean]
+    if "val" in readings:
+        parts.append(cached(given.out, "clean val", artefact, require_sound(readings["val"]), "", 0, given.images))
+    rng = np.random.default_rng(0)
+    everything = np.concatenate(parts)
+    alarms = 0
+    for _ in track(range(given.draws), "False alarms", transient=True):
+        order = rng.permutation(len(everything))
+        profile = window_of(names, everything[order[given.window :]], None)
+        window = window_of(names, everything[order[: given.window]], scale_of(profile))
+        alarms += drift_of(profile, window).alarm
+    rest = len(everything) - given.window
+    print(f"false alarms: {alarms / given.draws:.1%} of {given.draws} windows of {given.window}, profiles of {rest}")
+    profile = window_of(names, parts[-1], None)
+    scale = scale_of(profile)
+    rows = {}
+    for kind in CORRUPTIONS:
+        for severity in given.severities:
+            started = time.perf_counter()
+            values = cached(given.out, f"{kind} {severity}", artefact, test, kind, severity, given.images)
+            seen, right, said = 0, 0, []
+            draws = max(given.draws // 10, 1)
+            for _ in range(draws):
+                chosen = rng.permutation(len(values))[: given.window]
+                drift = drift_of(profile, window_of(names, values[chosen], scale))
+                seen += drift.alarm
+                cause = drift.causes[0] if drift.causes else "nothing"
+                right += cause.startswith(RIGHT_CAUSES[kind])
+                said.append(cause)
+            rows[f"{kind} {severity}"] = (seen / draws, right / draws)
+            common = max(set(said), key=said.count)
+            seconds = time.perf_counter() - started
+            line = f"{kind} {severity}: seen {seen / draws:.0%}, right cause {right / draws:.0%} ({common})"
+            print(f"{line}, {seconds:.0f} s", flush=True)
+    for severity in given.severities:
+        powers, causes = zip(*(found for name, found in rows.items() if name.endswith(f" {severity}")), strict=True)
+        print(
+            f"severity {severity}: power {np.mean(powers):.3f}, at least {min(powers):.2f}; right {np.mean(causes):.3f}"
+        )
+    (given.out / "found.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
