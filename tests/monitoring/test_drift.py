@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from detframe.monitoring.drift import Moved, causes_of, drift_of, suspicion, tail_shares
+from detframe.monitoring.drift import Moved, causes_of, drift_of, expected_precision, suspicion, tail_shares
 from detframe.monitoring.signals import OF_DETECTIONS, OF_PIXELS, detection_signals, pixel_signals, watched
 from detframe.monitoring.window import (
     Window,
@@ -178,6 +178,7 @@ def test_what_is_watched_of_detections() -> None:
         )
     )
     assert (found["candidates"], found["detections"], found["class nut"], found["class bolt"]) == (3, 2, 1, 1)
+    assert (found["right"], found["wrong"]) == (pytest.approx(1.5), pytest.approx(0.5))
     assert found["expected"] == pytest.approx(1.7)
     assert found["score"] == pytest.approx(0.75)
     assert found["centre_x"] == pytest.approx((0.05 + 0.45) / 2)
@@ -186,6 +187,28 @@ def test_what_is_watched_of_detections() -> None:
     nothing = detection_signals(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), np.array([0.5, 0.5]), (100, 200))
     assert np.isnan(nothing).sum() == 4
     assert np.isnan(pixel_signals(np.zeros((3, 5, 5), np.uint8))).sum() == 4  # too small for the fine ones
+
+
+def test_the_precision_that_scores_promise_scatters_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+
+    def window(images: int) -> Window:
+        rows = []
+        for _ in range(images):
+            scores = rng.uniform(0.5, 1, rng.poisson(6)) ** rng.uniform(0.5, 2)
+            boxes = np.tile([0.0, 0, 9, 9], (len(scores), 1))
+            labels = np.zeros(len(scores), dtype=int)
+            found = detection_signals(boxes, scores, labels, np.zeros(2), (20, 20))
+            rows.append(np.concatenate([np.zeros(len(OF_PIXELS)), found]))
+        return window_of(NAMES, np.array(rows), None)
+
+    whole = expected_precision(window(20_000)).precision
+    parts = [expected_precision(window(64)) for _ in range(200)]
+    assert np.mean([part.low <= whole <= part.high for part in parts]) == pytest.approx(0.95, abs=0.04)
+    assert np.std([part.precision for part in parts]) == pytest.approx(
+        np.mean([part.high - part.precision for part in parts]) / 1.96, rel=0.15
+    )
+    assert np.isnan(expected_precision(window_of(NAMES, np.zeros((3, len(SIGNALS))), None)).precision)
 
 
 def test_an_odd_image_is_suspicious() -> None:

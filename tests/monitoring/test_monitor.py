@@ -60,7 +60,9 @@ def test_images_like_those_of_the_profile_and_darker_ones(
     usual = write_images(tmp_path / "usual", range(100, 130), 1.0)
     arguments = ["monitor", str(watched.path), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--images", str(usual)]) == 0
-    assert "30 images are as they were" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "30 images are as they were" in said
+    assert "cannot be trusted: scores are not calibrated" in said
 
     dark = write_images(tmp_path / "dark", range(100, 130), 0.5)
     assert main([*arguments, "--images", str(dark), "--to_queue", "5"]) == 1

@@ -127,7 +127,8 @@ def compare(
         printer = Console(highlight=False, markup=False)
         printer.print(table)
         for judgement in judgements or ():
-            printer.print(f"{'holds' if judgement.holds else 'FAILS'}  {judgement.condition}: {judgement.found}")
+            if not judgement.holds:
+                printer.print(f"FAILS  {judgement.condition}: {judgement.found}")
         printer.print(f"{headline(found, judgements)}\nWritten to {folder / 'index.html'}", soft_wrap=True)
     return 0 if judgements is None or all(judgement.holds for judgement in judgements) else 1
 

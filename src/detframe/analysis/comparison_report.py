@@ -22,6 +22,7 @@ SHOWN = 120
 """Pictures of a page at most: more make it too heavy for a browser."""
 
 _COLUMNS = ("figure", "base", "candidate", "gain", "95 % interval", "p", "detectable", "margin", "verdict")
+_CONDITIONS = ("condition", "holds", "found")
 _COLOURS = {
     Verdict.BETTER: "#0072b2",
     Verdict.WORSE: "#d55e00",
@@ -33,6 +34,7 @@ _FAMILIES = {
     "class": "By class",
     "slice": "By slice of the data",
 }
+_MOST_CONDITIONS = 20  # of a pull request's comment; where there are more, those that fail
 _GAP = 6  # pixels between the two halves of a picture
 
 
@@ -82,10 +84,10 @@ def as_markdown(
         f"`{facts['base']}` against `{facts['candidate']}`, on the same {images} images with {objects} objects.",
     ]
     if judgements is not None:
-        rows = [
-            [judgement.condition, "yes" if judgement.holds else "**no**", judgement.found] for judgement in judgements
-        ]
-        parts.append(markdown_table(["condition", "holds", "found"], rows))
+        rows = _condition_rows(judgements, "**no**")
+        short = rows if len(rows) <= _MOST_CONDITIONS else [row for row in rows if row[1] != "yes"]
+        parts.append(markdown_table(_CONDITIONS, short) if short else "")
+        parts.append(f"{len(rows) - len(short)} conditions hold." if len(short) < len(rows) else "")
     told = [line for line in comparison.lines if line.family != "slice"]
     told += [line for line in comparison.lines if line.family == "slice" and line.verdict in _DECIDED]
     parts.append(markdown_table(_COLUMNS, [_cells(line) for line in told]))
@@ -96,7 +98,7 @@ def as_markdown(
         f"Objects: {counts['fixed']} fixed, {counts['broken']} broken. False alarms: {counts['new false alarm']} new, "
         f"{counts['gone false alarm']} gone."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 _DECIDED = (Verdict.BETTER, Verdict.WORSE)
@@ -120,8 +122,8 @@ def write_comparison_page(
     """
     sections = []
     if judgements is not None:
-        rows = [[judgement.condition, "yes" if judgement.holds else "NO", judgement.found] for judgement in judgements]
-        sections.append(Section("Gate", table=Rows(["condition", "holds", "found"], rows, numbers=False)))
+        rows = _condition_rows(judgements, "NO")
+        sections.append(Section("Gate", table=Rows(_CONDITIONS, rows, numbers=False)))
     if speed is not None:
         table = Rows(["", "base", "candidate", "ratio"], _speed_rows(speed))
         sections.append(Section("Speed and size", f"{speed.names[0]} and {speed.names[1]}.", table=table))
@@ -244,6 +246,10 @@ def _cells(line: Line) -> list[str]:
         f"{line.margin:g}",
         line.verdict.value,
     ]
+
+
+def _condition_rows(judgements: Sequence[Judgement], failed: str) -> list[list[str]]:
+    return [[one.condition, "yes" if one.holds else failed, one.found] for one in judgements]
 
 
 def _speed_rows(speed: Speed) -> list[list[str]]:

@@ -29,6 +29,14 @@ class Moved(NamedTuple):
     shift: float  # of the mean, in standard deviations of the profile
 
 
+class Expected(NamedTuple):
+    """What calibrated scores promise: the share of the detections from the thresholds on that are right."""
+
+    precision: float  # 0..1, NaN without a detection
+    low: float  # of its 95 % interval, over images
+    high: float
+
+
 class Drift(NamedTuple):
     """What a window says."""
 
@@ -37,6 +45,9 @@ class Drift(NamedTuple):
     together: float  # p-value of all signals at once, by the maximum mean discrepancy, corrected like the others
     moved: list[Moved]  # all signals, the surest first
     causes: list[str]  # likely, the likeliest first; empty where there is no alarm
+    expected: (
+        Expected  # in the window; scores that were calibrated on the profile's images are not where there is an alarm
+    )
 
 
 def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
@@ -64,7 +75,25 @@ def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
     known = corrected[~np.isnan(corrected)]
     alarm = bool((known < alpha).any())
     ranked = sorted(moved, key=lambda one: (np.nan_to_num(one.p_value, nan=1.0), -abs(one.shift)))
-    return Drift(window.images, alarm, float(corrected[-1]), ranked, causes_of(moved, alpha) if alarm else [])
+    causes = causes_of(moved, alpha) if alarm else []
+    return Drift(window.images, alarm, float(corrected[-1]), ranked, causes, expected_precision(window))
+
+
+def expected_precision(window: Window) -> Expected:
+    """The precision that scores promise, as a ratio of sums over images, with its interval by the delta method."""
+    place = {signal.name: i for i, signal in enumerate(watched(window.class_names))}
+    names = ("right", "wrong", "detections")
+    sums = {name: float(window.sums[place[name]]) for name in names}
+    if not sums["detections"]:
+        return Expected(np.nan, np.nan, np.nan)
+    n = window.images
+    variance = {name: float(window.squares[place[name]]) / n - (sums[name] / n) ** 2 for name in names}
+    precision = sums["right"] / sums["detections"]
+    # detections = right + wrong in each image, which gives the covariance of right with detections.
+    covariance = (variance["right"] + variance["detections"] - variance["wrong"]) / 2
+    spread = variance["right"] + precision**2 * variance["detections"] - 2 * precision * covariance
+    reach = 1.96 * np.sqrt(max(spread, 0.0) / n) / (sums["detections"] / n)
+    return Expected(precision, max(0.0, precision - reach), min(1.0, precision + reach))
 
 
 def causes_of(moved: list[Moved], alpha: float = ALPHA) -> list[str]:

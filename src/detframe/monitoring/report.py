@@ -27,12 +27,28 @@ def headline(drift: Drift) -> str:
     return f"{drift.images} images are not as they were: {drift.causes[0]}."
 
 
-def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def promised(drift: Drift, calibrated: bool) -> str:
+    """The precision that scores promise, and whether that can be believed, in a sentence."""
+    precision, low, high = drift.expected
+    if np.isnan(precision):
+        return "Nothing was detected, so that no precision can be expected."
+    said = f"By their scores {precision:.1%} of the detections are right ({low:.1%} to {high:.1%})"
+    if not calibrated:
+        return f"{said}, which cannot be trusted: scores are not calibrated. Run `detframe calibrate` before exporting."
+    if drift.alarm:
+        return f"{said}, which cannot be trusted: scores were calibrated on images that are unlike these."
+    return f"{said}."
+
+
+def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]], calibrated: bool) -> dict[str, Any]:
     """The outcome as a document."""
+    trusted = calibrated and not drift.alarm
     return {
         "alarm": drift.alarm,
         "images": drift.images,
         "causes": drift.causes,
+        "expected_precision": {name: _known(value) for name, value in drift.expected._asdict().items()},
+        "trusted": trusted,
         "together_p_value": _known(drift.together),
         "signals": {
             one.signal: {name: _known(value) for name, value in one._asdict().items() if name != "signal"}
@@ -42,7 +58,9 @@ def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]]) -> dict[str, 
     }
 
 
-def write_drift_page(path: Path, drift: Drift, profile: Window, window: Window, examples: Sequence[Example]) -> None:
+def write_drift_page(
+    path: Path, drift: Drift, profile: Window, window: Window, examples: Sequence[Example], calibrated: bool
+) -> None:
     """Write the page, whole or not at all.
 
     Args:
@@ -51,6 +69,7 @@ def write_drift_page(path: Path, drift: Drift, profile: Window, window: Window, 
         profile: What is normal.
         window: What was seen.
         examples: The most suspicious images, where images are at hand.
+        calibrated: Whether scores are.
     """
     meanings = {signal.name: signal.meaning for signal in watched(profile.class_names)}
     rows = [
@@ -76,7 +95,9 @@ def write_drift_page(path: Path, drift: Drift, profile: Window, window: Window, 
         markup = STYLE + gallery("suspicious", examples, {"signal": "least common"}, large=True) + SCRIPT
         text = "Those whose signals are the least common in the profile."
         sections.append(Section("The most suspicious images", text, markup=markup))
-    write_page(path, headline(drift), f"Against a profile of {profile.images} images.", sections)
+    write_page(
+        path, headline(drift), f"Against a profile of {profile.images} images. {promised(drift, calibrated)}", sections
+    )
 
 
 def _histograms(name: str, profile: Window, window: Window) -> Markup:

@@ -48,7 +48,9 @@ OF_PIXELS = (
 OF_DETECTIONS = (
     _signal("candidates", -0.5, 300.5, 301, "detections of any score"),
     _signal("detections", -0.5, 300.5, 301, "detections from the operating thresholds on"),
-    _signal("expected", 0, 100, 200, "sum of the scores: objects, where scores are calibrated"),
+    _signal("right", 0, 100, 200, "sum of their scores: how many are right, where scores are calibrated"),
+    _signal("wrong", 0, 100, 200, "what their scores lack to 1: how many are wrong, where scores are calibrated"),
+    _signal("expected", 0, 100, 200, "sum of all scores"),
     _signal("top_score", 0, 1, 100, "the highest score"),
     _signal("score", 0, 1, 100, "mean score of the detections"),
     _signal("box_size", -9, 0, 90, "mean binary logarithm of a box's size over the image's"),
@@ -105,6 +107,8 @@ def detection_signals(
         [
             len(scores),
             kept.sum(),
+            scores[kept].sum(),
+            (1 - scores[kept]).sum(),
             scores.sum(),
             scores.max(initial=0.0),
             np.nan if none else scores[kept].mean(),

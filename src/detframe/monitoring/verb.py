@@ -57,7 +57,7 @@ def monitor(
     from detframe.data.images import ImageError
     from detframe.export.runtime import ArtefactError, load
     from detframe.monitoring.drift import drift_of
-    from detframe.monitoring.report import as_json, headline, write_drift_page
+    from detframe.monitoring.report import as_json, headline, promised, write_drift_page
     from detframe.monitoring.to_queue import write_review_queue
     from detframe.monitoring.window import WindowError, from_json, merged, read_window, scale_of, window_of
 
@@ -83,8 +83,9 @@ def monitor(
         suspects = _suspects(profile, looked)
         folder.mkdir(parents=True, exist_ok=True)
         shown = [_example(one) for one in track(suspects[:_SHOWN], "Drawing", console=console, transient=True)]
-        write_drift_page(folder / "index.html", drift, profile, window, shown)
-        document = as_json(drift, [(str(one.looked.path), one.suspicion) for one in suspects])
+        calibrated = running.metadata.calibrated
+        write_drift_page(folder / "index.html", drift, profile, window, shown, calibrated)
+        document = as_json(drift, [(str(one.looked.path), one.suspicion) for one in suspects], calibrated)
         (folder / "monitor.json").write_text(dumps(document, indent=1), encoding="utf-8")
         queue = None
         if to_queue:
@@ -100,7 +101,9 @@ def monitor(
         for one in drift.moved[:8]:
             table.add_row(one.signal, f"{one.before:.3f}", f"{one.now:.3f}", f"{one.shift:+.1f}", f"{one.p_value:.4f}")
         printer.print(table)
-    printer.print(f"{headline(drift)}\nWritten to {folder / 'index.html'}", soft_wrap=True)
+    printer.print(
+        f"{headline(drift)}\n{promised(drift, calibrated)}\nWritten to {folder / 'index.html'}", soft_wrap=True
+    )
     if queue is not None:
         printer.print(f"Review them with `detframe review {queue}`.", soft_wrap=True)
     return int(drift.alarm)
