@@ -73,7 +73,7 @@ class Line(NamedTuple):
     low: float  # of the gain's interval
     high: float
     p_value: float  # 0..1, that there is no difference, corrected by Holm's method
-    detectable: float  # the smallest gain or loss that would have been seen with a power of 80 %
+    detectable: float  # the smallest gain or loss that is seen with a power of 80 %; NaN where nothing scatters
     margin: float
     verdict: Verdict
 
@@ -352,7 +352,7 @@ def _lines(figures: Mapping[str, _Figure], margins: Mapping[str, float]) -> list
                 low,
                 high,
                 p_values[name],
-                float(one.detectable),
+                float(one.detectable) or math.nan,
                 margin,
                 verdict_of(gain, low, high, p_values[name], margin),
             )

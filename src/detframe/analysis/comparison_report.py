@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +64,11 @@ def as_json(
         **facts,
         "passed": None if judgements is None else all(judgement.holds for judgement in judgements),
         "gate": None if judgements is None else [judgement._asdict() for judgement in judgements],
-        "lines": [{**line._asdict(), "verdict": line.verdict.value} for line in comparison.lines],
+        "lines": [
+            {**line._asdict(), "verdict": line.verdict.value, "detectable": None if nothing else line.detectable}
+            for line in comparison.lines
+            for nothing in (math.isnan(line.detectable),)
+        ],
         "changes": {kind: counts[kind] for kind in ("fixed", "broken", "new false alarm", "gone false alarm")},
         "instances": [_instance(comparison, change) for change in comparison.changes],
         "thresholds": {
@@ -242,7 +247,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.gain:+.4f}",
         f"{line.low:+.4f} to {line.high:+.4f}",
         f"{line.p_value:.3f}" if line.p_value >= 0.001 else f"{line.p_value:.4f}",
-        f"{line.detectable:.4f}",
+        "-" if math.isnan(line.detectable) else f"{line.detectable:.4f}",
         f"{line.margin:g}",
         line.verdict.value,
     ]
