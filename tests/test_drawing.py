@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detframe.drawing import Truth, _tag_place, class_colour, contact_sheet, draw_boxes
+from detframe.drawing import Truth, _tag_place, class_colour, contact_sheet, draw_boxes, shrunk
 
 NAMES = ["bolt", "nut", "washer"]
 
@@ -201,3 +201,13 @@ def test_contact_sheet_of_nothing_or_with_wrong_captions() -> None:
         contact_sheet([], columns=2)
     with pytest.raises(ValueError, match="2 captions for 1 pictures"):
         contact_sheet([Image.new("RGB", (4, 4))], columns=1, captions=["a", "b"])
+
+
+def test_large_images_are_shrunk_and_small_ones_are_not() -> None:
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    small, scale = shrunk(image, 40)
+    assert (tuple(small.shape), scale) == ((3, 30, 40), pytest.approx(1 / 3))
+    assert int(small[0, 0, 0]) == pytest.approx(float(image[0, :3, :3].float().mean()), abs=1)
+    same, scale = shrunk(image, 200)
+    assert torch.equal(same, image)
+    assert scale == 1

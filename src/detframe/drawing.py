@@ -156,6 +156,17 @@ def draw_marks(
     return picture
 
 
+def shrunk(image: Tensor, longest: int) -> tuple[Tensor, float]:
+    """An image ``[3, H, W]`` uint8 whose longer side is at most so many pixels, and its scale, 0..1."""
+    height, width = image.shape[1:]
+    scale = min(1.0, longest / max(height, width))
+    if scale == 1:
+        return image, scale
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), scale
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
     """Pictures in rows of ``columns``, in cells as large as the largest of them, with captions below where given.
 

@@ -6,13 +6,16 @@ import shlex
 import sys
 from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from detframe.refusals import refuse
+
+if TYPE_CHECKING:
+    from detframe.analysis.evaluation import Evaluation
 
 
 def compare(
@@ -133,7 +136,7 @@ def compare(
     return 0 if judgements is None or all(judgement.holds for judgement in judgements) else 1
 
 
-def _read(path: Path, data: Path | None) -> Any:  # noqa: ANN401 - an Evaluation, imported late
+def _read(path: Path, data: Path | None) -> Evaluation:
     from detframe.analysis.evaluation import read_results, read_run
     from detframe.data.annotations import DataError
 

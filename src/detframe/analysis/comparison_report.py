@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from detframe.analysis.comparison import Change, Compared, Comparison, Line, Verdict
 from detframe.analysis.examples import LEGEND, crop_around, pixels_of
@@ -202,7 +203,7 @@ def _example(comparison: Comparison, change: Change) -> Example | None:
     )
 
 
-def _box(side: Compared, change: Change) -> Any:  # noqa: ANN401 - a tensor
+def _box(side: Compared, change: Change) -> Tensor:
     errors = side.operating.errors
     return (errors.detections if "alarm" in change.kind else errors.truths).boxes[change.row]
 

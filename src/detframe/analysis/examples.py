@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ from detframe.analysis.mistakes import Mistake, best_score
 from detframe.analysis.prediction_table import box_of_row
 from detframe.analysis.verdicts import Judgement, Verdicts
 from detframe.data.images import ImageError, read_image
-from detframe.drawing import Mark, draw_marks
+from detframe.drawing import Mark, draw_marks, shrunk
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED
 from detframe.metrics.errors import ErrorTable, ErrorType
 
@@ -74,19 +73,10 @@ def examples_of_images(evaluation: Evaluation, diagnosis: Diagnosis, most: int) 
         pixels = pixels_of(evaluation, worst.place)
         if pixels is None:
             continue
-        height, width = pixels.shape[1:]
-        scale = min(1.0, _WHOLE / max(height, width))
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+        small, scale = shrunk(pixels, _WHOLE)
+        errors = diagnosis.evidence.operating.errors
         yield Example(
-            draw_outcomes(
-                diagnosis.evidence.operating.errors,
-                evaluation.class_names,
-                worst.place,
-                _tensor(picture),
-                torch.zeros(2),
-                scale,
-            ),
+            draw_outcomes(errors, evaluation.class_names, worst.place, small, torch.zeros(2), scale),
             evaluation.file_names[worst.place],
             f"cost {worst.cost:.2f}: {worst.missed} of {worst.objects} objects missed, {worst.false} detections wrong",
             {"image": str(int(evaluation.image_ids[worst.place]))},
@@ -249,7 +239,3 @@ def draw_outcomes(
         dashed.append(Mark(box, name, MISSED if missed else FOUND))
         ignored.append(region)
     return draw_marks(pixels, solid, dashed, torch.tensor(ignored, dtype=torch.bool), _THUMBNAIL if tags else 0)
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from detframe.analysis.failure_modes import Findings
 from detframe.analysis.gallery import SCRIPT, STYLE, Example, gallery
 from detframe.analysis.mining import Chosen, Selection, detections_of, in_words
 from detframe.analysis.page import Rows, Section, write_page
 from detframe.analysis.pool import Pool
 from detframe.data.images import ImageError, read_image
-from detframe.drawing import draw_boxes
+from detframe.drawing import draw_boxes, shrunk
 
 SHOWN = 200
 """Images on the page at most; more make it too heavy for a browser."""
@@ -75,13 +71,7 @@ def write_contact_sheet(
 def _example(rank: int, chosen: Chosen, findings: Findings, pool: Pool) -> Example:
     rows = detections_of(pool, chosen.image, findings.diagnosis.evidence.thresholds)
     found = pool.detections
-    pixels = read_image(pool.paths[chosen.image])
-    height, width = pixels.shape[1:]
-    scale = min(1.0, _SIDE / max(height, width))
-    if scale < 1:
-        small = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        small = small.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
-        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    pixels, scale = shrunk(read_image(pool.paths[chosen.image]), _SIDE)
     picture = draw_boxes(
         pixels,
         found.boxes[rows] * scale,

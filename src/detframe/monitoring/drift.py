@@ -100,6 +100,10 @@ def causes_of(moved: list[Moved], alpha: float = ALPHA) -> list[str]:
     """Likely causes in words, of the signals that moved."""
     shift = {one.signal: one.shift if one.p_value < alpha else 0.0 for one in moved}
     classes = [name for name in shift if name.startswith("class ") and shift[name]]
+    change = {one.signal: abs(one.now - one.before) for one in moved if one.signal in ("brightness", "contrast")}
+    if shift["brightness"] and change["brightness"] >= change["contrast"]:  # light that is clipped takes contrast along
+        limit = 0.9 * abs(shift["brightness"])
+        shift["contrast"] = max(-limit, min(limit, shift["contrast"]))
     pixels = _pixel_causes(
         **{name: shift[name] for name in ("brightness", "contrast", "noise", "sharpness", "flatness", "blockiness")}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,12 @@ from rich.progress import track
 from rich.table import Table
 
 from detframe.refusals import refuse
+
+if TYPE_CHECKING:
+    from detframe.analysis.gallery import Example
+    from detframe.export.runtime import Artefact
+    from detframe.monitoring.to_queue import Suspicious
+    from detframe.monitoring.window import Window
 
 _SHOWN = 24  # suspicious images of a page
 _SIDE = 480  # pixels of their pictures
@@ -132,7 +138,7 @@ def _window_files(place: Path) -> list[Path]:
     return sorted(place.rglob("*.window.json")) if place.is_dir() else [place]
 
 
-def _look(artefact: Any, images: str, console: Console) -> list[_Looked]:  # noqa: ANN401 - a runtime.Artefact
+def _look(artefact: Artefact, images: str, console: Console) -> list[_Looked]:
     from detframe.data.images import read_image
     from detframe.data.unlabelled import read_images
     from detframe.monitoring.window import values_of
@@ -151,7 +157,7 @@ def _look(artefact: Any, images: str, console: Console) -> list[_Looked]:  # noq
     return looked
 
 
-def _suspects(profile: Any, looked: list[_Looked]) -> list[_Suspect]:  # noqa: ANN401 - a Window
+def _suspects(profile: Window, looked: list[_Looked]) -> list[_Suspect]:
     """All images, the most suspicious first."""
     from detframe.monitoring.drift import suspicion, tail_shares
     from detframe.monitoring.signals import watched
@@ -164,21 +170,15 @@ def _suspects(profile: Any, looked: list[_Looked]) -> list[_Suspect]:  # noqa: A
     return sorted(found, key=lambda suspect: -suspect.suspicion)
 
 
-def _example(suspect: _Suspect) -> Any:  # noqa: ANN401 - a gallery.Example
+def _example(suspect: _Suspect) -> Example:
     import torch
-    from PIL import Image
 
     from detframe.analysis.gallery import Example
     from detframe.data.images import read_image
-    from detframe.drawing import draw_boxes
+    from detframe.drawing import draw_boxes, shrunk
 
     one = suspect.looked
-    pixels = read_image(one.path)
-    scale = min(1.0, _SIDE / max(one.size))
-    if scale < 1:
-        small = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        small = small.resize((round(one.size[1] * scale), round(one.size[0] * scale)), Image.Resampling.BOX)
-        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    pixels, scale = shrunk(read_image(one.path), _SIDE)
     boxes, labels, scores = (torch.from_numpy(column) for column in (one.boxes * scale, one.labels, one.scores))
     picture = draw_boxes(pixels, boxes, labels, scores, suspect.class_names, min_side=_SIDE // 2)
     return Example(
@@ -186,7 +186,7 @@ def _example(suspect: _Suspect) -> Any:  # noqa: ANN401 - a gallery.Example
     )
 
 
-def _suspicious(suspect: _Suspect) -> Any:  # noqa: ANN401 - to_queue.Suspicious
+def _suspicious(suspect: _Suspect) -> Suspicious:
     from detframe.monitoring.to_queue import Found, Suspicious
 
     one = suspect.looked

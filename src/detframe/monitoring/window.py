@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detframe.monitoring.signals import Signal, detection_signals, pixel_signals, watched
+from detframe.monitoring.signals import detection_signals, pixel_signals, watched
 from detframe.unfinished import unfinished
 
 Floats = NDArray[np.float64]
@@ -200,8 +200,3 @@ def read_window(path: Path) -> Window:
     except (OSError, ValueError) as error:
         raise WindowError(f"{path}: cannot be read ({error}). Name a window that `detframe serve` wrote.") from error
     return from_json(content, str(path))
-
-
-def named(signals: Sequence[Signal], values: Floats) -> dict[str, float]:
-    """Values by the names of their signals."""
-    return {signal.name: float(value) for signal, value in zip(signals, values, strict=True)}
