@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tests.analysis.test_wandb_evidence import detframe, logged
 from tests.test_levers import CONFIG, MANIFEST
 
 from detframe.analysis.evaluation import read_results
@@ -102,3 +103,22 @@ def test_runs_that_cannot_be_compared_are_refused(
     (other / "data_manifest.json").unlink()
     assert main(["ledger", str(other)]) == 2
     assert "reads runs that `detframe fit` trained" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_ledger_is_logged_where_that_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    options = [str(runs), "--out", str(tmp_path / "out"), "--replicates", "20", "--wandb"]
+    folder, figures, written = logged(detframe(tmp_path, "ledger", *options))
+    found = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert figures["ledger/gain/data"] == found["by_lever"]["data"]["value"]
+    steps = json.loads((folder / "files" / figures["ledger/steps/path"]).read_text())
+    place = steps["columns"].index("lever")
+    assert [row[place] for row in steps["data"]] == ["data", "recipe", "mixed"]
+    (begun,) = (record.run for record in written if record.WhichOneof("record_type") == "run")
+    assert (begun.project, begun.job_type) == ("detframe", "ledger")
+
+
+def test_one_attempt_has_no_steps(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ledger", str(runs / "a" / "version_0"), "--out", str(tmp_path), "--replicates", "9"]) == 0
+    assert "in 0 steps, 1 runs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "ledger.json").read_text())["by_lever"] == {}

@@ -214,7 +214,7 @@ def _log(found: Ledger, document: dict[str, Any], folder: Path) -> Path:
     logger = logger_beside(logger_settings(last), last, folder, f"ledger of {found.metric}", "ledger")
     steps = [dict(zip(_COLUMNS, row, strict=True)) for row in _step_rows(found)]
     levers = [{"lever": name, **gain} for name, gain in document["by_lever"].items()]
-    shown: dict[str, Any] = {"ledger/steps": table(steps), "ledger/by_lever": table(levers)}
+    shown: dict[str, Any] = {"ledger/steps": table(steps), "ledger/by_lever": table(levers)} if steps else {}
     shown |= {f"ledger/gain/{name}": gain["value"] for name, gain in document["by_lever"].items()}
     shown["ledger/page"] = wandb.Html((folder / "index.html").read_text(encoding="utf-8"), inject=False)
     logger.log_metrics(shown, 0)
