@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,17 @@ def profile_of(images: int, seed: int) -> Window:
 
 
 def softened(image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    return np.asarray(gaussian_blur(torch.from_numpy(image), [6 * math.ceil(sigma) + 1] * 2, [sigma] * 2))
+    return np.asarray(gaussian_blur(torch.from_numpy(image).float(), [6 * math.ceil(sigma) + 1] * 2, [sigma] * 2))
 
 
-def photograph(seed: int, height: int = 240, width: int = 320) -> NDArray[np.uint8]:
+@lru_cache(maxsize=256)
+def photograph(seed: int, height: int = 120, width: int = 160) -> NDArray[np.uint8]:
     """Dark and light disks on a grey ground, a little soft and a little noisy, ``[3, H, W]``."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = np.full((3, height, width), 130.0)
     for _ in range(12):
-        inside = np.hypot(y - rng.uniform(0, height), x - rng.uniform(0, width)) < rng.uniform(8, 40)
+        inside = np.hypot(y - rng.uniform(0, height), x - rng.uniform(0, width)) < rng.uniform(5, 25)
         image[:, inside] = rng.uniform(40, 220, (3, 1))
     image = softened(image, 0.8) + rng.normal(0, 2.5, image.shape)
     return np.asarray(image.clip(0, 255).round(), dtype=np.uint8)
