@@ -24,7 +24,7 @@ from detframe.data.images import read_image
 from detframe.data.sources import read_splits
 from detframe.export.runtime import Artefact, load
 from detframe.monitoring.drift import drift_of
-from detframe.monitoring.window import scale_of, values_of, window_of
+from detframe.monitoring.window import limits, scale_of, values_of, window_of
 
 RIGHT_CAUSES = {
     "gaussian noise": ("noisier",),
@@ -50,8 +50,7 @@ Floats = NDArray[np.float64]
 
 def signals(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int) -> Floats:
     """``[N, S]`` of the images of a split, evenly chosen where there are more."""
-    names = artefact.metadata.class_names
-    thresholds = np.array([artefact.metadata.thresholds.get(name, 0.5) for name in names])
+    thresholds = limits(artefact.metadata.thresholds, artefact.metadata.class_names)
     rows = []
     for place in np.unique(np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)).tolist():
         image = read_image(index.path(place)).numpy()
@@ -59,8 +58,8 @@ def signals(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int
             rng = np.random.default_rng([place, severity])
             image = np.ascontiguousarray(corrupted(image.transpose(1, 2, 0), kind, severity, rng).transpose(2, 0, 1))
         found = artefact.run(image[None])
-        kept = found.valid[0]
-        rows.append(values_of(image, found.boxes[0][kept], found.scores[0][kept], found.labels[0][kept], thresholds))
+        boxes, scores, labels, valid, _ = (column[0] for column in found)
+        rows.append(values_of(image, boxes, scores, labels, valid, thresholds))
     return np.array(rows)
 
 

@@ -219,7 +219,7 @@ def test_an_odd_image_is_suspicious() -> None:
     odd = usual.copy()
     odd[SIGNALS.index("brightness")] = 1.0
     assert tail_shares(profile, odd)[SIGNALS.index("brightness")] == pytest.approx(2 / 201, abs=0.003)
-    assert suspicion(profile, odd) > suspicion(profile, usual)
+    assert suspicion(tail_shares(profile, odd)) > suspicion(tail_shares(profile, usual))
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:

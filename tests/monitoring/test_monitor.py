@@ -39,9 +39,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     for seed in range(60):
         image = photograph(seed)
         answer = artefact.run(image[None])
-        valid = answer.valid[0]
-        found = answer.boxes[0][valid], answer.scores[0][valid], answer.labels[0][valid]
-        rows.append(values_of(image, *found, np.full(3, 0.5)))
+        boxes, scores, labels, valid, _ = (column[0] for column in answer)
+        rows.append(values_of(image, boxes, scores, labels, valid, np.full(3, 0.5)))
     profile = window_as_json(window_of(NAMES, np.array(rows), None))
     return write_artefact(folder / "model.torchscript", dataclasses.replace(plain, profile=profile))
 

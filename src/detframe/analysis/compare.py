@@ -119,9 +119,8 @@ def compare(
     if json:
         print(dumps(document))
     else:
-        table = Table(
-            "", "base", "candidate", "gain", "95 % interval", "verdict", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
+        columns = ("", "base", "candidate", "gain", "95 % interval", "verdict")
+        table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for line in found.lines:
             if line.family == "overall" or line.name.startswith("ap/"):
                 interval = f"{line.low:+.4f} to {line.high:+.4f}"

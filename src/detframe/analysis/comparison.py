@@ -20,6 +20,7 @@ from detframe.analysis.row_metrics import judge_precision
 from detframe.analysis.slicing import slices
 from detframe.data.annotations import DataError
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
+from detframe.metrics.calibration import reliability_bins_per_class
 from detframe.metrics.columns import mean_of_known
 from detframe.metrics.paired import (
     PairedReplicates,
@@ -36,9 +37,6 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 """Size of the tests, and one less the level of the intervals."""
-
-DEFAULT_MARGIN = 0.01
-"""Up to which a difference is none in practice, where nothing else is said."""
 
 _BINS, _LEAST_SCORE = 10, 0.3  # of D-ECE, as detection_ece has them
 
@@ -121,7 +119,8 @@ def compare_evaluations(
         base: What is in use.
         candidate: What is to replace it, on the same images and objects.
         aim: Chooses the operating threshold of each class, for each detector by itself.
-        margins: By pattern of a line's name, as :func:`fnmatch.fnmatchcase` has it; the first that fits decides.
+        margins: By pattern of a line's name, as :func:`fnmatch.fnmatchcase` has it; the first that fits decides,
+            and one has to, such as ``*``.
         of_images: Properties of the images to slice by, each ``[I]``.
         replicates: Of the bootstrap and of the permutation.
         seed: Of both.
@@ -149,8 +148,8 @@ class _Figure(NamedTuple):
 
 
 def margin_of(name: str, margins: Mapping[str, float]) -> float:
-    """The margin of a line: that of the first pattern that fits, or the usual one."""
-    return next((margin for pattern, margin in margins.items() if fnmatchcase(name, pattern)), DEFAULT_MARGIN)
+    """The margin of a line: that of the first pattern that fits."""
+    return next(margin for pattern, margin in margins.items() if fnmatchcase(name, pattern))
 
 
 def verdict_of(gain: float, low: float, high: float, p_value: float, margin: float) -> Verdict:
@@ -308,16 +307,18 @@ def _quotient(sums: Floats) -> Floats:
 
 
 def _reliability_sums(side: Compared, images: int) -> Floats:
-    """Of each bin of scores its detections, hits and scores in each image, ``[I, 3 * bins]``."""
+    """Of each bin of scores its detections, hits and scores in each image, ``[I, 3 * bins]``.
+
+    Images stand in the place of classes.
+    """
     judged = judge_precision(side.rows.detections, side.rows.truths)
     scores = side.rows.detections.scores.numpy()[judged.rows].astype(np.float64)
     kept = scores >= _LEAST_SCORE
     scores, hits = scores[kept], judged.targets[kept]
     place = side.rows.detections.images.numpy()[judged.rows][kept]
-    bin_of = np.searchsorted(np.linspace(0, 1, _BINS + 1), scores, side="left").clip(1, _BINS) - 1
-    cell = place * _BINS + bin_of
-    columns = [np.bincount(cell, weights=weights, minlength=images * _BINS) for weights in (None, hits, scores)]
-    return np.concatenate([column.reshape(images, _BINS) for column in columns], axis=1).astype(np.float64)
+    bins = reliability_bins_per_class(scores, hits, place, images, _BINS)
+    sums = [np.nan_to_num(mean) * bins.counts for mean in (bins.mean_target, bins.mean_score)]
+    return np.concatenate([bins.counts, *sums], axis=1)
 
 
 def _calibration_error(sums: Floats) -> Floats:

@@ -19,6 +19,7 @@ from detframe.analysis.gallery import SCRIPT, STYLE, Example, gallery
 from detframe.analysis.gate import Judgement, Speed
 from detframe.analysis.markdown import markdown_table
 from detframe.analysis.page import Rows, Section, plot, write_page
+from detframe.analysis.plain import plain
 
 SHOWN = 120
 """Pictures of a page at most: more make it too heavy for a browser."""
@@ -65,11 +66,7 @@ def as_json(
         **facts,
         "passed": None if judgements is None else all(judgement.holds for judgement in judgements),
         "gate": None if judgements is None else [judgement._asdict() for judgement in judgements],
-        "lines": [
-            {**line._asdict(), "verdict": line.verdict.value, "detectable": None if nothing else line.detectable}
-            for line in comparison.lines
-            for nothing in (math.isnan(line.detectable),)
-        ],
+        "lines": [plain({**line._asdict(), "verdict": line.verdict.value}) for line in comparison.lines],
         "changes": {kind: counts[kind] for kind in ("fixed", "broken", "new false alarm", "gone false alarm")},
         "instances": [_instance(comparison, change) for change in comparison.changes],
         "thresholds": {

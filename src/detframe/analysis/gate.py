@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from detframe.analysis.comparison import Compared, Comparison, Line, Verdict
 from detframe.data.annotations import DataError
+from detframe.data.yaml_files import read_yaml
 from detframe.metrics.average_precision import FALSE_POSITIVE
 
 _KEYS = ("margins", "must_improve", "must_pass", "slower", "larger")
@@ -56,12 +55,7 @@ def read_gate(path: Path) -> Gate:
     Raises:
         DataError: It cannot be read, or says something that no gate has.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{path}: is no valid YAML ({error}). Correct it.") from error
+    content = read_yaml(path) or {}
     unknown = [key for key in content if key not in _KEYS] if isinstance(content, dict) else [str(content)]
     if unknown:
         raise DataError(f"{path}: has {unknown[0]!r}; a gate has {', '.join(_KEYS)}.")

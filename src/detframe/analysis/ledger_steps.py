@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -20,6 +19,7 @@ from detframe.analysis.diagnosis import COCO_IOUS, evaluated_images
 from detframe.analysis.evaluation import Evaluation, on_same_images, read_run
 from detframe.analysis.prediction_table import rows_of_table
 from detframe.data.annotations import DataError
+from detframe.data.yaml_files import read_yaml
 from detframe.levers import LEVERS, LEVERS_FILE, Lever, changed, levers_of
 from detframe.metrics.bootstrap import bootstrap_weights, weighted_average_precision
 
@@ -113,7 +113,7 @@ def read_recorded(run: Path, data: Path | None) -> Recorded:
             raise DataError(
                 f"{path}: is not there. The ledger reads runs that `detframe fit` trained, not tests alone."
             )
-    config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    config = read_yaml(config_path)
     if recorded.is_file():
         content: dict[str, Any] = json.loads(recorded.read_text(encoding="utf-8"))
         levers = {name: Lever(**content[name]) for name in LEVERS}

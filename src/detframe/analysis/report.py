@@ -16,6 +16,7 @@ from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.diagnosis_page import collect
 from detframe.analysis.evaluation import Evaluation
 from detframe.analysis.mistakes import row_of_mistake
+from detframe.analysis.plain import plain
 from detframe.analysis.verdicts import Verdicts, count_verdicts
 from detframe.metrics.average_precision import FALSE_POSITIVE
 from detframe.metrics.errors import NO_ERROR, ErrorType, count_errors
@@ -92,8 +93,8 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | No
             for result in diagnosis.slices
         ],
     }
-    plain: dict[str, Any] = _plain(content)
-    return plain
+    figures: dict[str, Any] = plain(content)
+    return figures
 
 
 def write_tables(
@@ -183,16 +184,3 @@ def _names_of(errors: NDArray[np.int64]) -> NDArray[Any]:
     """Names of error types, None for what is no error."""
     names = np.array([*(kind.name.lower() for kind in ErrorType), None], dtype=object)
     return names[np.where(errors == NO_ERROR, len(ErrorType), errors)]
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any figure
-    """Arrays and tensors as lists, NaN and -1-free numbers as they are, what is not finite as None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import WandbLogger
 
@@ -14,6 +13,7 @@ from detframe.analysis.diagnosis import Diagnosis
 from detframe.analysis.evaluation import STAGES, Evaluation
 from detframe.analysis.wandb_charts import evidence_panels
 from detframe.data.annotations import DataError
+from detframe.data.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     import wandb
@@ -27,10 +27,7 @@ def logger_settings(run: Path) -> dict[str, Any] | None:
     path = run / "config.yaml"
     if not path.is_file():
         return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is no valid YAML ({' '.join(str(error).split())}).") from error
+    config = read_yaml(path)
     trainer = config.get("trainer") if isinstance(config, dict) else None
     loggers = trainer.get("logger") if isinstance(trainer, dict) else None
     for logger in loggers if isinstance(loggers, list) else [loggers]:

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detframe.data.annotations import AnnotationIndex, DataError, Reading, labels_alone, require_sound
 from detframe.data.coco import read_coco
 from detframe.data.voc import read_voc, voc_splits
+from detframe.data.yaml_files import read_yaml
 from detframe.data.yolo import read_yolo, yolo_splits
 
 LINEAGE_FILE = "lineage.json"
@@ -213,10 +212,5 @@ def _configured_root(block: dict[str, Any]) -> Path:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{path}: is no valid YAML ({error}). Correct it.") from error
+    content = read_yaml(path)
     return content if isinstance(content, dict) else {}

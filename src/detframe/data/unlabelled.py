@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from detframe.data.annotations import IMAGE_SUFFIXES, AnnotationIndex, DataError, build_index
+from detframe.data.annotations import IMAGE_SUFFIXES, AnnotationIndex, Category, DataError, build_index
 from detframe.data.coco import read_coco_images
 
 
@@ -28,14 +30,26 @@ def read_images(source: str) -> AnnotationIndex:
     if not files:
         raise DataError(f"{source}: no image there. Name a folder of images, a glob in quotes, or a COCO file.")
     root = path if path.is_dir() else Path()
+    names = [str(file.relative_to(root) if path.is_dir() else file) for file in files]
+    return without_labels(path, root, names, np.zeros((len(files), 2), dtype=np.int64), ())
+
+
+def without_labels(
+    source: Path,
+    image_root: Path,
+    file_names: Sequence[str],
+    image_sizes: NDArray[np.int64],
+    categories: Sequence[Category],
+) -> AnnotationIndex:
+    """An index of ``M`` images, numbered from 1, that have no annotations; arguments as for :func:`build_index`."""
     nothing = np.zeros(0)
     return build_index(
-        source=path,
-        image_root=root,
-        categories=(),
-        image_ids=np.arange(1, len(files) + 1),
-        file_names=[str(file.relative_to(root) if path.is_dir() else file) for file in files],
-        image_sizes=np.zeros((len(files), 2), dtype=np.int64),
+        source=source,
+        image_root=image_root,
+        categories=categories,
+        image_ids=np.arange(1, len(file_names) + 1),
+        file_names=file_names,
+        image_sizes=image_sizes,
         image_of_box=nothing.astype(np.int64),
         boxes=nothing.reshape(0, 4),
         labels=nothing.astype(np.int64),

@@ -35,6 +35,7 @@ from detframe.data.annotations import (
     repeated,
     repeated_file_faults,
 )
+from detframe.data.yaml_files import read_yaml
 
 _OWN_KEY = "detframe"
 _STANDARD_SPLITS = ("train", "val", "test")
@@ -320,12 +321,7 @@ def _to_lines(index: AnnotationIndex, position: int, sayable: NDArray[np.bool_])
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{path}: is no valid YAML ({error}). Correct it.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get(_OWN_KEY, {}), dict):
         raise DataError(f"{path}: is no YOLO data set. It needs `names`, and `train`, `val` or `test`.")
     return content

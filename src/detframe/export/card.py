@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 
-from detframe.analysis.diagnosis import Diagnosis, diagnose_rows, parse_aim
+from detframe.analysis.diagnosis import diagnose_rows
 from detframe.analysis.evaluation import read_run
 from detframe.analysis.markdown import markdown_table
 from detframe.analysis.report import report
 from detframe.analysis.slicing import image_properties
+from detframe.curation.lineage import read_lineage
 from detframe.data.annotations import DataError
 from detframe.data.checks import find_faults
-from detframe.data.sources import LINEAGE_FILE, configuration_block, read_splits
+from detframe.data.sources import configuration_block, read_splits
+from detframe.data.yaml_files import read_yaml
+from detframe.metrics.operating_points import best_f1
 
 CARD, CARD_JSON = "MODEL_CARD.md", "model_card.json"
 _GIVEN = ("intended_use", "limits", "licences")
@@ -35,12 +37,7 @@ def read_given(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{path}: is no valid YAML ({error}). Correct it.") from error
+    content = read_yaml(path) or {}
     unknown = [str(key) for key in content if key not in _GIVEN] if isinstance(content, dict) else [str(content)]
     if unknown or not isinstance(content.get("licences", {}), dict):
         wrong = repr(unknown[0]) if unknown else "licences without names"
@@ -126,7 +123,7 @@ def _data(run: Path) -> dict[str, Any] | None:
     except DataError as error:
         known["faults_unknown"] = str(error)
     block = configuration_block(run / "config.yaml")
-    lineage = _json(Path((block or {}).get("root") or ".") / LINEAGE_FILE)
+    lineage = read_lineage(Path((block or {}).get("root") or "."))
     if lineage:
         known["lineage"] = {name: lineage.get(name) for name in ("when", "counts", "without_review", "people")}
     return known
@@ -139,9 +136,7 @@ def _metrics(run: Path) -> dict[str, Any] | None:
     except DataError:
         return None
     stage = Path(evaluation.source).name.partition("_")[0]
-    diagnosis: Diagnosis = diagnose_rows(
-        evaluation, parse_aim("f1"), [], image_properties(evaluation, 0), _REPLICATES, seed=0
-    )
+    diagnosis = diagnose_rows(evaluation, best_f1, [], image_properties(evaluation, 0), _REPLICATES, seed=0)
     figures = report(evaluation, diagnosis, None, "f1")
     return {
         "split": stage,
@@ -283,5 +278,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_yaml(path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}

@@ -68,6 +68,10 @@ class Metadata:
     precision: str = "float32"
     profile: dict[str, Any] | None = None
 
+    def said(self) -> dict[str, Any]:
+        """All but the profile, which is many numbers, for people to read."""
+        return {name: value for name, value in asdict(self).items() if name != "profile"}
+
     def to_json(self) -> str:
         """As a JSON text."""
         return json.dumps(asdict(self))

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from json import dumps
@@ -33,7 +32,7 @@ from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibratio
 from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
 from detframe.export.verify import LEAST_SCORE, Proof, prove, rows_of_answers
 from detframe.monitoring.window import as_json as window_as_json
-from detframe.monitoring.window import values_of, window_of
+from detframe.monitoring.window import limits, values_of, window_of
 from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["torchscript", "program", "onnx", "openvino"]
@@ -218,12 +217,11 @@ def _thresholds(answers: list[Answer], split: AnnotatedSplit | None, aim: Aim) -
 def profile_of(split: AnnotatedSplit, answers: list[Answer], thresholds: dict[str, float]) -> dict[str, Any]:
     """What a released detector is watched against: what a split's images and the answers to them are like."""
     names = split.index.class_names
-    limits = np.array([thresholds.get(name, 0.0) for name in names])
     values = []
     for place, answer in enumerate(answers[: len(split.index)]):
-        image, valid = read_image(split.index.path(place)).numpy(), answer.valid[0]
-        boxes, scores, labels = (column[0][valid] for column in (answer.boxes, answer.scores, answer.labels))
-        values.append(values_of(image, boxes, scores, labels, limits))
+        image = read_image(split.index.path(place)).numpy()
+        boxes, scores, labels, valid, _ = (column[0] for column in answer)
+        values.append(values_of(image, boxes, scores, labels, valid, limits(thresholds, names)))
     return window_as_json(window_of(names, np.array(values), None))
 
 
@@ -293,7 +291,7 @@ def _report(
         "milliseconds": proof.milliseconds_found,
         "megabytes": megabytes(path),
         "worst": proof.worst,
-        "metadata": {name: value for name, value in asdict(about).items() if name != "profile"},  # many numbers
+        "metadata": about.said(),
         "per_image": {name: difference._asdict() for name, difference in proof.images.items()},
     }
 

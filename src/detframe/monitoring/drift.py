@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import gammaincc, kolmogorov
 
 from detframe.metrics.slices import holm
-from detframe.monitoring.signals import Signal, watched
-from detframe.monitoring.window import Window, WindowError
+from detframe.monitoring.signals import watched
+from detframe.monitoring.window import Window, WindowError, moments
 
 Floats = NDArray[np.float64]
 
@@ -68,9 +68,12 @@ def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
         *(_kolmogorov_smirnov(*pair) for pair in zip(profile.counts, window.counts, strict=True)), strict=True
     )
     corrected = holm(np.array([*p_values, _mean_discrepancy(profile, window)]))
+    before, now = moments(profile), moments(window)
+    step = np.array([np.diff(signal.edges).mean() for signal in signals])  # what is finer than a bin is no shift
+    shift = np.nan_to_num((now.mean - before.mean) / np.maximum(np.sqrt(before.variance), step))
     moved = [
-        _moved(signal, profile, window, place, distances[place], float(corrected[place]))
-        for place, signal in enumerate(signals)
+        Moved(signal.name, *map(float, figures))
+        for signal, *figures in zip(signals, distances, corrected[:-1], before.mean, now.mean, shift, strict=True)
     ]
     known = corrected[~np.isnan(corrected)]
     alarm = bool((known < alpha).any())
@@ -82,17 +85,15 @@ def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
 def expected_precision(window: Window) -> Expected:
     """The precision that scores promise, as a ratio of sums over images, with its interval by the delta method."""
     place = {signal.name: i for i, signal in enumerate(watched(window.class_names))}
-    names = ("right", "wrong", "detections")
-    sums = {name: float(window.sums[place[name]]) for name in names}
-    if not sums["detections"]:
+    rows = [place[name] for name in ("right", "wrong", "detections")]
+    _, mean, variance = (values[rows].tolist() for values in moments(window))
+    if not mean[2]:
         return Expected(np.nan, np.nan, np.nan)
-    n = window.images
-    variance = {name: float(window.squares[place[name]]) / n - (sums[name] / n) ** 2 for name in names}
-    precision = sums["right"] / sums["detections"]
+    precision = mean[0] / mean[2]
     # detections = right + wrong in each image, which gives the covariance of right with detections.
-    covariance = (variance["right"] + variance["detections"] - variance["wrong"]) / 2
-    spread = variance["right"] + precision**2 * variance["detections"] - 2 * precision * covariance
-    reach = 1.96 * np.sqrt(max(spread, 0.0) / n) / (sums["detections"] / n)
+    covariance = (variance[0] + variance[2] - variance[1]) / 2
+    spread = variance[0] + precision**2 * variance[2] - 2 * precision * covariance
+    reach = 1.96 * np.sqrt(max(spread, 0.0) / window.images) / mean[2]
     return Expected(precision, max(0.0, precision - reach), min(1.0, precision + reach))
 
 
@@ -161,9 +162,13 @@ def tail_shares(profile: Window, values: Floats) -> Floats:
     return shares
 
 
-def suspicion(profile: Window, values: Floats) -> float:
-    """How far an image is from the profile, 0 and up: the mean of the three least common signals, in powers of ten."""
-    return float(np.sort(-np.log10(tail_shares(profile, values)))[-3:].mean())
+def suspicion(shares: Floats) -> float:
+    """How far an image is from the profile, 0 and up: the mean of the three least common signals, in powers of ten.
+
+    Args:
+        shares: ``[S]``, of :func:`tail_shares`.
+    """
+    return float(np.sort(-np.log10(shares))[-3:].mean())
 
 
 def _kolmogorov_smirnov(before: NDArray[np.int64], now: NDArray[np.int64]) -> tuple[float, float]:
@@ -191,14 +196,3 @@ def _mean_discrepancy(profile: Window, window: Window) -> float:
     if average <= 0 or variance <= 0:
         return np.nan
     return float(gammaincc(average**2 / variance, statistic * average / variance))
-
-
-def _moved(signal: Signal, profile: Window, window: Window, place: int, distance: float, p_value: float) -> Moved:
-    m, n = int(profile.counts[place].sum()), int(window.counts[place].sum())
-    before = profile.sums[place] / m if m else np.nan
-    now = window.sums[place] / n if n else np.nan
-    variance = profile.squares[place] / m - before**2 if m else np.nan
-    spread = np.sqrt(max(float(variance), 0.0)) if m else np.nan
-    step = float(np.diff(signal.edges).mean())  # what is finer than a bin is no shift
-    shift = (now - before) / max(float(spread), step) if m and n else np.nan
-    return Moved(signal.name, distance, p_value, float(before), float(now), float(np.nan_to_num(shift)))

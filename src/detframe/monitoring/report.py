@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from detframe.analysis.gallery import SCRIPT, STYLE, Example, gallery
 from detframe.analysis.page import Rows, Section, plot, write_page
+from detframe.analysis.plain import plain
 from detframe.monitoring.drift import ALPHA, Drift
 from detframe.monitoring.signals import watched
 from detframe.monitoring.window import Window
@@ -43,19 +44,22 @@ def promised(drift: Drift, calibrated: bool) -> str:
 def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]], calibrated: bool) -> dict[str, Any]:
     """The outcome as a document."""
     trusted = calibrated and not drift.alarm
-    return {
-        "alarm": drift.alarm,
-        "images": drift.images,
-        "causes": drift.causes,
-        "expected_precision": {name: _known(value) for name, value in drift.expected._asdict().items()},
-        "trusted": trusted,
-        "together_p_value": _known(drift.together),
-        "signals": {
-            one.signal: {name: _known(value) for name, value in one._asdict().items() if name != "signal"}
-            for one in drift.moved
-        },
-        "suspicious": [{"image": name, "suspicion": round(value, 4)} for name, value in suspicious],
-    }
+    document: dict[str, Any] = plain(
+        {
+            "alarm": drift.alarm,
+            "images": drift.images,
+            "causes": drift.causes,
+            "expected_precision": drift.expected._asdict(),
+            "trusted": trusted,
+            "together_p_value": drift.together,
+            "signals": {
+                one.signal: {name: value for name, value in one._asdict().items() if name != "signal"}
+                for one in drift.moved
+            },
+            "suspicious": [{"image": name, "suspicion": round(value, 4)} for name, value in suspicious],
+        }
+    )
+    return document
 
 
 def write_drift_page(
@@ -121,7 +125,3 @@ def _histograms(name: str, profile: Window, window: Window) -> Markup:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return plot(figure)
-
-
-def _known(value: float | bool) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from detframe.data.coco import read_coco
+import numpy as np
+
+from detframe.data.annotations import Category
+from detframe.data.coco import read_coco, write_coco
 from detframe.data.label_queue import Label, Queue, Suggestion, suggestion_id, write_queue
+from detframe.data.unlabelled import without_labels
 from detframe.unfinished import unfinished
 
 
@@ -42,16 +45,11 @@ def write_review_queue(images: Sequence[Suspicious], class_names: Sequence[str],
         The queue.
     """
     data = folder / "images.json"
-    content: dict[str, Any] = {
-        "images": [
-            {"id": number, "file_name": str(one.path.resolve()), "height": one.size[0], "width": one.size[1]}
-            for number, one in enumerate(images, 1)
-        ],
-        "annotations": [],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(class_names, 1)],
-    }
+    names = [str(one.path.resolve()) for one in images]
+    sizes = np.array([one.size for one in images], dtype=np.int64)
+    classes = [Category(number, name) for number, name in enumerate(class_names, 1)]
     with unfinished(data) as beside:
-        beside.write_text(json.dumps(content), encoding="utf-8")
+        write_coco(without_labels(data, folder, names, sizes, classes), beside)
     index = read_coco(data).index
     suggestions = []
     for number, one in enumerate(images, 1):

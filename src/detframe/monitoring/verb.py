@@ -141,18 +141,17 @@ def _window_files(place: Path) -> list[Path]:
 def _look(artefact: Artefact, images: str, console: Console) -> list[_Looked]:
     from detframe.data.images import read_image
     from detframe.data.unlabelled import read_images
-    from detframe.monitoring.window import values_of
+    from detframe.monitoring.window import limits, values_of
 
     index = read_images(images)
-    names = artefact.metadata.class_names
-    thresholds = np.array([artefact.metadata.thresholds.get(name, 0.0) for name in names])
+    thresholds = limits(artefact.metadata.thresholds, artefact.metadata.class_names)
     looked = []
     for place in track(range(len(index)), "Looking", console=console, transient=True):
         image = read_image(index.path(place)).numpy()
         found = artefact.run(image[None])
-        valid, kept = found.valid[0], found.confident[0]
-        values = values_of(image, found.boxes[0][valid], found.scores[0][valid], found.labels[0][valid], thresholds)
-        chosen = (column[0][kept] for column in (found.boxes, found.scores, found.labels))
+        boxes, scores, labels, valid, kept = (column[0] for column in found)
+        values = values_of(image, boxes, scores, labels, valid, thresholds)
+        chosen = (column[kept] for column in (boxes, scores, labels))
         looked.append(_Looked(index.path(place), (image.shape[1], image.shape[2]), values, *chosen))
     return looked
 
@@ -165,8 +164,8 @@ def _suspects(profile: Window, looked: list[_Looked]) -> list[_Suspect]:
     names = [signal.name for signal in watched(profile.class_names)]
     found = []
     for one in looked:
-        least = names[int(np.argmin(tail_shares(profile, one.values)))]
-        found.append(_Suspect(one, suspicion(profile, one.values), least, profile.class_names))
+        shares = tail_shares(profile, one.values)
+        found.append(_Suspect(one, suspicion(shares), names[int(np.argmin(shares))], profile.class_names))
     return sorted(found, key=lambda suspect: -suspect.suspicion)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,16 +58,48 @@ class Scale(NamedTuple):
     spread: Floats  # [S]
 
 
+class Moments(NamedTuple):
+    """Means and variances of the signals in a window."""
+
+    number: NDArray[np.int64]  # [S], images of which each is known
+    mean: Floats  # [S], NaN where it is known of none
+    variance: Floats  # [S], likewise
+
+
+def moments(window: Window) -> Moments:
+    """Of each signal over the images of which it is known."""
+    number = np.array([counts.sum() for counts in window.counts])
+    some = np.where(number > 0, number, np.nan)
+    mean = window.sums / some
+    return Moments(number, mean, (window.squares / some - mean**2).clip(min=0))
+
+
 def values_of(
     image: NDArray[np.uint8],
     boxes: NDArray[Any],
     scores: NDArray[Any],
     labels: NDArray[Any],
+    valid: NDArray[np.bool_],
     thresholds: Floats,
 ) -> Floats:
-    """All signals ``[S]`` of an image ``[3, H, W]`` and its detections, NaN where there is nothing to measure."""
+    """All signals ``[S]`` of an image ``[3, H, W]`` and the answer to it, NaN where there is nothing to measure.
+
+    Args:
+        image: RGB.
+        boxes: ``[K, 4]``, as an artefact answers them for one image.
+        scores: ``[K]``, likewise.
+        labels: ``[K]``, likewise.
+        valid: ``[K]``, likewise.
+        thresholds: ``[C]``, of :func:`limits`.
+    """
     size = (image.shape[1], image.shape[2])
-    return np.concatenate([pixel_signals(image), detection_signals(boxes, scores, labels, thresholds, size)])
+    found = detection_signals(boxes[valid], scores[valid], labels[valid], thresholds, size)
+    return np.concatenate([pixel_signals(image), found])
+
+
+def limits(thresholds: Mapping[str, float], class_names: Sequence[str]) -> Floats:
+    """Operating thresholds ``[C]`` of an artefact, 0 where none was chosen."""
+    return np.array([thresholds.get(name, 0.0) for name in class_names])
 
 
 def window_of(class_names: Sequence[str], values: Floats, scale: Scale | None) -> Window:
@@ -94,9 +126,8 @@ def window_of(class_names: Sequence[str], values: Floats, scale: Scale | None) -
 
 def scale_of(profile: Window) -> Scale:
     """How signals are scaled to compare windows with a profile."""
-    number = np.array([max(int(counts.sum()), 1) for counts in profile.counts])
-    mean = profile.sums / number
-    variance = (profile.squares / number - mean**2).clip(min=0)
+    _, mean, variance = moments(profile)
+    mean, variance = np.nan_to_num(mean), np.nan_to_num(variance)
     return Scale(mean, np.maximum(np.sqrt(variance), 1e-3 * (1 + np.abs(mean))))
 
 

@@ -12,10 +12,8 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
 from multiprocessing.managers import SyncManager
 from types import FrameType
-from typing import Any
 
 from litserve import LitServer
 from PIL import Image
@@ -68,15 +66,10 @@ def run(api: DetectorAPI, workers: int, key: str, host: str, port: int, ready: C
         _workers(server, api, manager) as metadata,
         _signals(_ignore),  # uvicorn listens to them itself, and in the end sends itself those that it heard
     ):
-        server.model_metadata = {"artefact": api.path.name, **_said(metadata), "limits": api.limits._asdict()}
+        server.model_metadata = {"artefact": api.path.name, **metadata.said(), "limits": api.limits._asdict()}
         metrics = Metrics({"artefact": api.path.name, "checkpoint_hash": metadata.checkpoint_hash}, api.limits.queue)
         gate = Gate(server.app, limits=api.limits, metrics=metrics, key=key)
         listen(listener, gate, lambda: ready(url(listener), metadata), ANSWER_SECONDS + 5)
-
-
-def _said(metadata: Metadata) -> dict[str, Any]:
-    """What /info says of the artefact: all but the profile, which is many numbers."""
-    return {name: value for name, value in asdict(metadata).items() if name != "profile"}
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detframe.export.runtime import Answer, Metadata
-from detframe.monitoring.window import from_json, scale_of, values_of, window_of, write_window
+from detframe.monitoring.window import from_json, limits, scale_of, values_of, window_of, write_window
 
 
 class WindowWriter:
@@ -31,14 +31,13 @@ class WindowWriter:
         self._images = images
         self._names = metadata.class_names
         self._scale = scale_of(from_json(metadata.profile, "The artefact's profile"))
-        self._thresholds = np.array([metadata.thresholds.get(name, 0.0) for name in metadata.class_names])
+        self._thresholds = limits(metadata.thresholds, metadata.class_names)
         self._values: list[NDArray[np.float64]] = []
 
     def add(self, image: NDArray[np.uint8], answer: Answer) -> None:
         """Count an image ``[3, H, W]`` and the answer to it alone."""
-        valid = answer.valid[0]
-        boxes, scores, labels = answer.boxes[0][valid], answer.scores[0][valid], answer.labels[0][valid]
-        self._values.append(values_of(image, boxes, scores, labels, self._thresholds))
+        boxes, scores, labels, valid, _ = (column[0] for column in answer)
+        self._values.append(values_of(image, boxes, scores, labels, valid, self._thresholds))
         if len(self._values) >= self._images:
             self.flush()
 
