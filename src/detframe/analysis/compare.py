@@ -120,7 +120,7 @@ def compare(
         print(dumps(document))
     else:
         columns = ("", "base", "candidate", "gain", "95 % interval", "verdict")
-        table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(*columns, box=SIMPLE_HEAD, padding=0)  # within 80 columns
         for line in found.lines:
             if line.family == "overall" or line.name.startswith("ap/"):
                 interval = f"{line.low:+.4f} to {line.high:+.4f}"
