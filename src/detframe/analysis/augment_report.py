@@ -329,7 +329,7 @@ def _plots(trial: Trial, site: DeploymentProfile | None, names: Sequence[str]) -
             axes.set_xscale("log")
         axes.set(xlabel=label, ylabel="share up to here", ylim=(0, 1))
         axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
         plots.append(plot(figure))
     shown = np.argsort(-np.bincount(trial.before.labels, minlength=len(names)))[:30][::-1]
     figure = Figure(figsize=(5.6, max(3.2, 0.3 * len(shown) + 1)))
@@ -341,7 +341,7 @@ def _plots(trial: Trial, site: DeploymentProfile | None, names: Sequence[str]) -
     axes.set_yticks(np.arange(len(shown)), [names[i] for i in shown])
     axes.set(xlabel="share of the objects" + (", the 30 most frequent classes" if len(names) > 30 else ""))
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     plots.append(plot(figure))
     return plots
 

@@ -376,7 +376,7 @@ def _reliability(result: Result, target: Target) -> Markup:
         upper.plot(bins.mean_score, bins.mean_target, marker=marker, color=color, label=when, clip_on=False)
         lower.stairs(bins.counts, bins.edges, color=color)
     upper.set(ylabel=_promise(target), xlim=(0, 1), ylim=(0, 1))
-    upper.legend(frameon=False)
+    upper.legend(frameon=False, loc="upper left")
     lower.set(xlabel="score", ylabel="detections", yscale="log")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -404,5 +404,5 @@ def _curves(curves: ScoreCurves, names: Sequence[str]) -> Markup:
     axes.set(xlabel="score of the network", ylabel="calibrated score", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     if few:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
     return plot(figure)

@@ -137,7 +137,7 @@ def _by_iou(evaluation: Evaluation, diagnosis: Diagnosis) -> Markup:
         axes.plot(ious, by_iou.per_class_and_iou.estimate[label], label=evaluation.class_names[label], lw=1.2)
     axes.plot(ious, by_iou.per_iou.estimate, color=_MEAN, lw=2.5, label="mean, 95 %")
     axes.set_title("Found, but badly placed: the fall to the right", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     return plot(figure)
 
 

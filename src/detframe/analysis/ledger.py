@@ -200,7 +200,8 @@ def _road(found: Ledger) -> Markup:
     axes.set_ylabel(found.metric)
     axes.spines[["top", "right"]].set_visible(False)
     kinds: Sequence[str] = list(dict.fromkeys(step.lever for step in found.steps))
-    axes.legend(handles=[Patch(color=_COLOURS[kind], label=kind) for kind in kinds], frameon=False, fontsize=8)
+    patches = [Patch(color=_COLOURS[kind], label=kind) for kind in kinds]
+    axes.legend(handles=patches, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return plot(figure)
 
 

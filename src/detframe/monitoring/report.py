@@ -123,5 +123,5 @@ def _histograms(name: str, profile: Window, window: Window) -> Markup:
     axes.set_ylabel("share of images", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return plot(figure)
