@@ -25,7 +25,7 @@ def transported(cost: NDArray[np.float64]) -> float:
     supply, demand = np.append(np.ones(n), m), np.append(np.ones(m), n)
     rows = np.kron(np.eye(n + 1), np.ones(m + 1))
     columns = np.kron(np.ones(n + 1), np.eye(m + 1))
-    plan = linprog(padded.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.append(supply, demand)).x  # type: ignore[no-untyped-call]
+    plan = linprog(padded.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.append(supply, demand)).x
     plan[-1] = 0  # from dummy to dummy is free
     return float((plan * padded.ravel()).sum() / plan.sum())
 

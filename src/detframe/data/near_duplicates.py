@@ -72,7 +72,7 @@ def near_duplicates(found: Fingerprints, splits: NDArray[np.int64] | None = None
 def groups_of(first: NDArray[np.int64], second: NDArray[np.int64], images: int) -> list[int]:
     """The number of each image's group, ``[M]``: the lowest position that pairs ``[P]`` of positions lead to."""
     edges = np.ones(len(first)), (first, second)
-    graph = coo_array(edges, (images, images))  # type: ignore[no-untyped-call]
+    graph = coo_array(edges, (images, images))
     _, members = connected_components(graph, directed=False)
     _, lowest = np.unique(members, return_index=True)
     return [int(position) for position in lowest[members]]

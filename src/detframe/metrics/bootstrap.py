@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
 from detframe.metrics.columns import check_labels, check_lengths, mean_of_known
@@ -22,8 +23,8 @@ Floats = NDArray[np.float64]
 RECALLS = np.linspace(0, 1, 101)
 """Recalls that COCO reads precision at."""
 
-VALUES_AT_ONCE = 2**19
-"""Detections of a class times replicates that are counted together: 4 MiB an array, which stays in the cache."""
+VALUES_AT_ONCE = 2**20
+"""Hits of a class times replicates that are counted together: 8 MiB an array."""
 
 
 class EvaluatedImages(NamedTuple):
@@ -117,22 +118,23 @@ def weighted_average_precision(evaluated: EvaluatedImages, classes: int, weights
     Raises:
         ValueError: Lengths differ, or a label or an image's place is out of range.
     """
-    _check(evaluated, classes, weights.shape[1])
-    replicates, ious = len(weights), evaluated.outcomes.shape[1]
-    result = np.full((replicates, classes, ious), np.nan)
+    images = weights.shape[1]
+    _check(evaluated, classes, images)
+    result = np.full((len(weights), classes, evaluated.outcomes.shape[1]), np.nan)
     order = np.lexsort((-evaluated.scores, evaluated.labels))
     bounds = np.searchsorted(evaluated.labels[order], np.arange(classes + 1))
+    ranked: dict[int, _Ranked] = {}
     for c in range(classes):
         rows = order[bounds[c] : bounds[c + 1]]
         objects = evaluated.object_images[evaluated.object_labels == c]
-        if not len(objects):
-            continue
-        outcomes = evaluated.outcomes[rows]
-        images = evaluated.images[rows]
-        step = max(1, VALUES_AT_ONCE // max(len(rows), 1))
-        for start in range(0, replicates, step):
-            part = slice(start, start + step)
-            result[part, c] = _class_average_precision(outcomes, images, objects, weights[part])
+        if len(objects):
+            ranked[c] = _rank(evaluated.outcomes[rows], evaluated.images[rows], objects, images)
+    step = max(16, VALUES_AT_ONCE // max([1, *(one.counted.shape[0] for one in ranked.values())]))
+    for start in range(0, len(weights), step):
+        part = slice(start, start + step)
+        drawn = np.ascontiguousarray(weights[part].T, dtype=np.float64)  # [I, B]
+        for c, one in ranked.items():
+            result[part, c] = _ranked_average_precision(one, drawn).T
     return result
 
 
@@ -167,60 +169,77 @@ def basic_interval(estimate: Floats, replicates: Floats, level: float) -> Interv
     return Interval(np.asarray(estimate, dtype=np.float64), shares[0, ...], shares[1, ...])
 
 
-def _class_average_precision(
-    outcomes: NDArray[Any], images: NDArray[Any], objects: NDArray[Any], weights: NDArray[np.int32]
-) -> Floats:
-    """Average precision of one class, ``[B, T]``.
+class _Ranked(NamedTuple):
+    """What the replicates of a class have in common; ``H`` detections are a hit at one IoU or more."""
+
+    hits: Floats  # [H, T], 1 where the detection is a true positive, by descending score
+    images: NDArray[Any]  # [H]
+    counted: csr_array  # [H * K, I], detections from each hit back to the one before; K is T, or 1 if none is ignored
+    objects: NDArray[Any]  # [G], images
+
+
+def _rank(outcomes: NDArray[Any], images: NDArray[Any], objects: NDArray[Any], image_count: int) -> _Ranked:
+    """Sum up what lies between hits, where precision is never looked at.
 
     Args:
-        outcomes: ``[D, T]``, by descending score.
-        images: ``[D]``, of the detections.
-        objects: ``[G]``, images of the objects, at least one.
-        weights: ``[B, I]``.
+        outcomes: ``[D, T]`` of one class, by descending score.
+        images: ``[D]``.
+        objects: ``[G]``.
+        image_count: ``I``.
     """
-    total = weights[:, objects].sum(axis=1, dtype=np.int64)[:, None]  # [B, 1]
-    drawn = weights[:, images]  # [B, D]
-    seen = np.cumsum(drawn, axis=1, dtype=np.int32)
-    result = np.zeros((len(weights), outcomes.shape[1]))
-    for t in range(outcomes.shape[1]):
-        hits = np.flatnonzero(outcomes[:, t] == TRUE_POSITIVE)
-        if not len(hits):
-            continue
-        counted = seen[:, hits]  # [B, H]
-        ignored = np.flatnonzero(outcomes[:, t] == IGNORED)
-        if len(ignored):
-            dropped = np.cumsum(drawn[:, ignored], axis=1, dtype=np.int32)
-            before = np.searchsorted(ignored, hits)
-            counted = counted - np.where(before > 0, dropped[:, before - 1], 0)
-        found = np.cumsum(drawn[:, hits], axis=1, dtype=np.int32)
-        result[:, t] = _area_under(found, counted, total)
-    result[total[:, 0] == 0] = np.nan
-    return result
+    hits = outcomes == TRUE_POSITIVE
+    rows = np.flatnonzero(hits.any(axis=1))
+    counts = outcomes[: rows[-1] + 1 if len(rows) else 0] != IGNORED
+    if counts.all():
+        counts = counts[:, :1]  # all IoUs count alike
+    ious = counts.shape[1]
+    detections, columns = np.nonzero(counts)
+    places = np.searchsorted(rows, detections) * ious + columns
+    shape = (len(rows) * ious, image_count)
+    counted = csr_array((np.ones(len(places)), (places, images[detections])), shape=shape)
+    return _Ranked(hits[rows].astype(np.float64), images[rows], counted, objects)
 
 
-def _area_under(found: NDArray[np.int32], counted: NDArray[np.int32], total: NDArray[np.int64]) -> Floats:
-    """Mean of the interpolated precision at :data:`RECALLS`, ``[B]``.
+def _ranked_average_precision(ranked: _Ranked, drawn: Floats) -> Floats:
+    """Average precision of one class, ``[T, B]``: the mean of the interpolated precision at :data:`RECALLS`.
 
-    Several copies of an image have equal scores, so a hit that counts ``w`` times is one step of ``w``. Only its end
-    matters: copies of a true positive raise precision one after the other.
+    It goes from the last hit to the first, so that the highest precision yet is the interpolated one. Several copies of
+    an image have equal scores, so a hit that counts ``w`` times is one step of ``w``. Only its end matters: copies of a
+    true positive raise precision one after the other.
 
     Args:
-        found: ``[B, H]``, true positives up to each hit, itself included.
-        counted: ``[B, H]``, detections up to each hit, itself included.
-        total: ``[B, 1]``, objects.
+        ranked: The class.
+        drawn: ``[I, B]``, weights.
     """
-    precision = found / (counted + np.finfo(np.float64).eps)  # np.spacing(1), as COCOeval
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # How many recalls each hit is the first to reach. The quotient is exact where it is whole, and there COCOeval
-    # compares found / total, the float64 nearest to m / 100, with a recall that may be one digit above it.
-    hundredths = found * 100.0 / np.maximum(total, 1)
-    whole = np.floor(hundredths)
-    reached = whole + 1
-    late = np.arange(101) / 100 < RECALLS  # [101]
-    exact = hundredths == whole
-    reached[exact] -= late[whole[exact].astype(np.int64)]
-    steps = np.diff(reached, axis=1, prepend=0.0)
-    return np.asarray(np.einsum("bh,bh->b", envelope, steps) / len(RECALLS), dtype=np.float64)
+    hits = ranked.hits
+    count, ious = hits.shape
+    total = drawn[ranked.objects].sum(axis=0)  # [B]
+    weights = drawn[ranked.images]  # [H, B]
+    between = (ranked.counted @ drawn).reshape(count, -1 if count else 1, drawn.shape[1])  # [H, K, B]
+    counted = between.sum(axis=0)  # [K, B], detections up to the hit, itself included
+    found = hits.T @ weights  # [T, B], true positives up to the hit, itself included
+    area, envelope, buffer = (np.zeros((ious, drawn.shape[1])) for _ in range(3))
+    reached = _recalls_reached(found, total)
+    for row in range(count - 1, -1, -1):
+        # np.spacing(1) is COCOeval's.
+        np.maximum(envelope, np.divide(found, counted + np.spacing(1), out=buffer), out=envelope)
+        found -= np.multiply(hits[row, :, None], weights[row], out=buffer)
+        counted -= between[row]
+        before = _recalls_reached(found, total)
+        area += np.multiply(envelope, np.subtract(reached, before, out=buffer), out=buffer)
+        reached = before
+    area += envelope * reached  # recall 0
+    area /= len(RECALLS)
+    area[:, total == 0] = np.nan
+    return area
+
+
+def _recalls_reached(found: Floats, total: Floats) -> Floats:
+    """How many of :data:`RECALLS` are at most ``found / total``, as float64 compares them; shapes broadcast."""
+    recall = found / np.maximum(total, 1)
+    nearest = np.rint(recall * 100)
+    nearest += nearest * 0.01 <= recall  # np.linspace(0, 1, 101)[n] is n * 0.01
+    return nearest
 
 
 def _check(evaluated: EvaluatedImages, classes: int, images: int) -> None:

@@ -9,7 +9,6 @@ detectors do is a p-value that needs no assumption of how figures scatter (Pesar
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -92,16 +91,17 @@ def paired_average_precision(
     always = np.ones((len(drawn.swaps), 1), dtype=np.int32)
     kept, changed = (~drawn.swaps).astype(np.int32), drawn.swaps.astype(np.int32)
     whole = np.ones((1, images), dtype=np.int32)
-    tasks = [
-        (base, whole),
-        (candidate, whole),
-        (base, drawn.weights),
-        (candidate, drawn.weights),
-        (both, np.concatenate([kept, changed, always], axis=1)),
-        (both, np.concatenate([changed, kept, always], axis=1)),
+    found = [
+        weighted_average_precision(evaluated, classes, weights)
+        for evaluated, weights in (
+            (base, whole),
+            (candidate, whole),
+            (base, drawn.weights),
+            (candidate, drawn.weights),
+            (both, np.concatenate([kept, changed, always], axis=1)),
+            (both, np.concatenate([changed, kept, always], axis=1)),
+        )
     ]
-    with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter in what takes time here
-        found = list(pool.map(lambda task: weighted_average_precision(task[0], classes, task[1]), tasks))
     return PairedReplicates(found[0][0], found[1][0], found[3] - found[2], found[5] - found[4])
 
 
