@@ -1,10 +1,11 @@
-"""How well windows of a detector are told from what they were: false alarms, power, causes, by corruption.
+"""How well windows of a detector are told from what they were: false alarms, power, causes, estimated mAP.
 
     python tools/bench_monitor.py model.onnx DATA OUT --severities 1 3 5
 
 An artefact answers to the validation and test images of DATA, and to the test images under 15 corruptions (after
 Hendrycks and Dietterich) at the severities that are named. Signals are kept in OUT, so that a killed run goes on.
-Windows are drawn from them without repetition.
+Windows are drawn from them without repetition. The mAP that is estimated without labels, from the profile's, is held
+against the true one of all images under each corruption, and so is the profile's mAP times the ratio of mean scores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +24,12 @@ from corruptions import CORRUPTIONS, corrupted
 from detframe.data.annotations import AnnotationIndex, require_sound
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
+from detframe.export.proof_images import split_of
 from detframe.export.runtime import Artefact, load
-from detframe.monitoring.drift import drift_of
-from detframe.monitoring.window import limits, scale_of, values_of, window_of
+from detframe.export.verify import metrics
+from detframe.monitoring.drift import drift_of, estimated_map
+from detframe.monitoring.signals import watched
+from detframe.monitoring.window import Window, limits, moments, scale_of, values_of, window_of
 
 RIGHT_CAUSES = {
     "gaussian noise": ("noisier",),
@@ -48,29 +53,46 @@ RIGHT_CAUSES = {
 Floats = NDArray[np.float64]
 
 
-def signals(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int) -> Floats:
-    """``[N, S]`` of the images of a split, evenly chosen where there are more."""
+class Looked(NamedTuple):
+    """Signals of images, and mAP on them."""
+
+    values: Floats  # [N, S]
+    map: float
+
+
+def look(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int) -> Looked:
+    """At the images of a split, evenly chosen where there are more."""
+    names = artefact.metadata.class_names
+    split = split_of(index, "looked at", most, names)
     thresholds = limits(artefact.metadata.thresholds, artefact.metadata.class_names)
-    rows = []
-    for place in np.unique(np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)).tolist():
-        image = read_image(index.path(place)).numpy()
+    rows, answers = [], []
+    for place in range(len(split.index)):
+        image = read_image(split.index.path(place)).numpy()
         if kind:
             rng = np.random.default_rng([place, severity])
             image = np.ascontiguousarray(corrupted(image.transpose(1, 2, 0), kind, severity, rng).transpose(2, 0, 1))
         found = artefact.run(image[None])
+        answers.append(found)
         boxes, scores, labels, valid, _ = (column[0] for column in found)
         rows.append(values_of(image, boxes, scores, labels, valid, thresholds))
-    return np.array(rows)
+    return Looked(np.array(rows), metrics(answers, split.truths, split.areas, names)["map"])
 
 
 def cached(
     folder: Path, name: str, artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, most: int
-) -> Floats:
-    """Signals, from OUT where they are there."""
-    path = folder / f"{name}.npy"
+) -> Looked:
+    """What was seen, from OUT where it is there."""
+    path = folder / f"{name}.npz"
     if not path.is_file():
-        np.save(path, signals(artefact, index, kind, severity, most))
-    return np.asarray(np.load(path), dtype=np.float64)
+        np.savez(path, **look(artefact, index, kind, severity, most)._asdict())
+    with np.load(path) as stored:
+        return Looked(stored["values"], float(stored["map"]))
+
+
+def mean_score(window: Window) -> float:
+    """Of the detections from the thresholds on, as a mean over images; 0 where there is none."""
+    place = [signal.name for signal in watched(window.class_names)].index("score")
+    return float(np.nan_to_num(moments(window).mean[place]))
 
 
 def main() -> None:
@@ -94,7 +116,7 @@ def main() -> None:
     if "val" in readings:
         parts.append(cached(given.out, "clean val", artefact, require_sound(readings["val"]), "", 0, given.images))
     rng = np.random.default_rng(0)
-    everything = np.concatenate(parts)
+    everything = np.concatenate([part.values for part in parts])
     alarms = 0
     for _ in track(range(given.draws), "False alarms", transient=True):
         order = rng.permutation(len(everything))
@@ -103,13 +125,13 @@ def main() -> None:
         alarms += drift_of(profile, window).alarm
     rest = len(everything) - given.window
     print(f"false alarms: {alarms / given.draws:.1%} of {given.draws} windows of {given.window}, profiles of {rest}")
-    profile = window_of(names, parts[-1], None)
+    profile = window_of(names, parts[-1].values, None)
     scale = scale_of(profile)
-    rows = {}
+    rows, errors = {}, []
     for kind in CORRUPTIONS:
         for severity in given.severities:
             started = time.perf_counter()
-            values = cached(given.out, f"{kind} {severity}", artefact, test, kind, severity, given.images)
+            values, true_map = cached(given.out, f"{kind} {severity}", artefact, test, kind, severity, given.images)
             seen, right, said = 0, 0, []
             draws = max(given.draws // 10, 1)
             for _ in range(draws):
@@ -119,16 +141,27 @@ def main() -> None:
                 cause = drift.causes[0] if drift.causes else "nothing"
                 right += cause.startswith(RIGHT_CAUSES[kind])
                 said.append(cause)
+            whole = window_of(names, values, scale)
+            estimate = estimated_map(profile, whole, parts[-1].map)
+            naive = parts[-1].map * mean_score(whole) / mean_score(profile)
+            errors.append((estimate.map - true_map, naive - true_map, estimate.low <= true_map <= estimate.high))
             rows[f"{kind} {severity}"] = (seen / draws, right / draws)
             common = max(set(said), key=said.count)
             seconds = time.perf_counter() - started
-            line = f"{kind} {severity}: seen {seen / draws:.0%}, right cause {right / draws:.0%} ({common})"
+            line = f"{kind} {severity}: seen {seen / draws:.0%}, right cause {right / draws:.0%} ({common}); "
+            line += f"mAP {true_map:.3f}, estimated {estimate.map:.3f} ({estimate.low:.3f} to {estimate.high:.3f}), "
+            line += f"by scores {naive:.3f}"
             print(f"{line}, {seconds:.0f} s", flush=True)
     for severity in given.severities:
         powers, causes = zip(*(found for name, found in rows.items() if name.endswith(f" {severity}")), strict=True)
         print(
             f"severity {severity}: power {np.mean(powers):.3f}, at least {min(powers):.2f}; right {np.mean(causes):.3f}"
         )
+    ours, by_scores, held = np.array(errors).T
+    print(
+        f"mAP without labels: RMSE {100 * np.sqrt((ours**2).mean()):.1f} points, by mean scores "
+        f"{100 * np.sqrt((by_scores**2).mean()):.1f}; {held.mean():.0%} of the intervals hold the true one"
+    )
     (given.out / "found.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 

@@ -115,6 +115,7 @@ def test_every_format_answers_alike_whatever_the_image(run: Path, exported: Path
     assert proof["unmatched"] <= 2  # of the detector's random weights some scores are equal in the grey margin
     assert proof["map"] == pytest.approx(proof["map_checkpoint"], abs=1e-6)
     assert set(proof["metadata"]["thresholds"]) == set(CLASS_NAMES)
+    assert proof["metadata"]["profile_map"] == pytest.approx(proof["map_checkpoint"])
 
     artefact = load(exported / FORMATS[name], threads=1)
     assert artefact.metadata.class_names == list(CLASS_NAMES)

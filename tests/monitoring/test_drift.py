@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from detframe.monitoring.drift import Moved, causes_of, drift_of, expected_precision, suspicion, tail_shares
+from detframe.monitoring.drift import (
+    MAP_ERROR,
+    Moved,
+    causes_of,
+    drift_of,
+    estimated_map,
+    expected_precision,
+    suspicion,
+    tail_shares,
+)
 from detframe.monitoring.signals import OF_DETECTIONS, OF_PIXELS, detection_signals, pixel_signals, watched
 from detframe.monitoring.window import (
     Window,
@@ -211,6 +220,40 @@ def test_the_precision_that_scores_promise_scatters_as_it_says() -> None:
         np.mean([part.high - part.precision for part in parts]) / 1.96, rel=0.15
     )
     assert np.isnan(expected_precision(window_of(NAMES, np.zeros((3, len(SIGNALS))), None)).precision)
+
+
+def counted(images: int, nuts: int, bolts: int) -> Window:
+    """Images in all of which as many nuts and bolts are found."""
+    rows = np.zeros((images, len(SIGNALS)))
+    rows[:, SIGNALS.index("class nut")], rows[:, SIGNALS.index("class bolt")] = nuts, bolts
+    return window_of(NAMES, rows, None)
+
+
+def test_map_is_estimated_by_how_often_classes_are_found() -> None:
+    usual = counted(50, 4, 2)
+    same = estimated_map(usual, counted(10, 4, 2), 0.6)
+    assert same.map == pytest.approx(0.6)
+    assert same.high - 0.6 == pytest.approx(1.96 * MAP_ERROR * 0.6)
+    # A half of the nuts (recall 1/2, precision 1), twice the bolts (recall 1, precision 1/2): both have an F1 of 2/3.
+    assert estimated_map(usual, counted(10, 2, 4), 0.6).map == pytest.approx(0.6 * np.sqrt(2 / 3))
+    assert estimated_map(usual, counted(10, 0, 0), 0.6)[:2] == (0, 0)
+    # What was never found on the profile's images says nothing; a class alone then counts for all.
+    assert estimated_map(counted(50, 4, 0), counted(10, 2, 9), 0.6).map == pytest.approx(0.6 * np.sqrt(2 / 3))
+    assert np.isnan(estimated_map(counted(50, 0, 0), counted(10, 2, 9), 0.6)).all()
+    assert np.isnan(drift_of(usual, usual).estimated).all()
+
+
+def test_the_estimate_of_map_scatters_as_its_interval_says() -> None:
+    def window(images: int, seed: int) -> Window:
+        rows = np.zeros((images, len(SIGNALS)))
+        rows[:, -2:] = np.random.default_rng(seed).poisson([3.0, 1.5], (images, 2))
+        return window_of(NAMES, rows, None)
+
+    usual = counted(50, 4, 2)
+    parts = [estimated_map(usual, window(64, seed), 0.6) for seed in range(300)]
+    spread = np.std([part.map for part in parts])
+    stated = np.mean([np.sqrt(((part.high - part.map) / 1.96) ** 2 - (MAP_ERROR * 0.6) ** 2) for part in parts])
+    assert spread == pytest.approx(stated, rel=0.15)
 
 
 def test_an_odd_image_is_suspicious() -> None:

@@ -42,7 +42,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
         boxes, scores, labels, valid, _ = (column[0] for column in answer)
         rows.append(values_of(image, boxes, scores, labels, valid, np.full(3, 0.5)))
     profile = window_as_json(window_of(NAMES, np.array(rows), None))
-    return write_artefact(folder / "model.torchscript", dataclasses.replace(plain, profile=profile))
+    return write_artefact(folder / "model.torchscript", dataclasses.replace(plain, profile=profile, profile_map=0.7))
 
 
 def write_images(folder: Path, seeds: range, light: float) -> Path:
@@ -62,6 +62,7 @@ def test_images_like_those_of_the_profile_and_darker_ones(
     said = capsys.readouterr().out
     assert "30 images are as they were" in said
     assert "cannot be trusted: scores are not calibrated" in said
+    assert "mAP is about 0." in said
 
     dark = write_images(tmp_path / "dark", range(100, 130), 0.5)
     assert main([*arguments, "--images", str(dark), "--to_queue", "5"]) == 1
@@ -71,6 +72,7 @@ def test_images_like_those_of_the_profile_and_darker_ones(
     assert document["alarm"]
     assert document["causes"][0] == "darker"
     assert len(document["suspicious"]) == 30
+    assert document["estimated_map"]["map"] < document["estimated_map"]["high"] < 0.7
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("data:image/jpeg") == 24
     assert "<svg" in page

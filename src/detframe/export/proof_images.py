@@ -42,11 +42,24 @@ def annotated_split(data: Path, images: int, class_names: list[str]) -> Annotate
     """
     held = held_out_of_run(data)
     if held is not None:
-        name, index = "val", held[1]
-    else:
-        readings = read_splits(data)
-        name = next((name for name in ("val", "test") if name in readings), next(iter(readings)))
-        index = require_sound(readings[name])
+        return split_of(held[1], "val", images, class_names)
+    readings = read_splits(data)
+    name = next((name for name in ("val", "test") if name in readings), next(iter(readings)))
+    return split_of(require_sound(readings[name]), name, images, class_names)
+
+
+def split_of(index: AnnotationIndex, name: str, images: int, class_names: list[str]) -> AnnotatedSplit:
+    """An index as a split to prove on.
+
+    Args:
+        index: Sound annotations.
+        name: Of the split.
+        images: As for :func:`annotated_split`.
+        class_names: Of the detector.
+
+    Raises:
+        DataError: It has other classes.
+    """
     if index.class_names != class_names:
         raise DataError(
             f"{index.source}: has the classes {', '.join(index.class_names)}; the detector's are "

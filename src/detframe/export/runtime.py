@@ -54,6 +54,7 @@ class Metadata:
         versions: Of the libraries that wrote it.
         profile: What its validation data and answers were like, a window of :mod:`detframe.monitoring.window` as JSON;
             None where there were none.
+        profile_map: mAP on that data, 0..1, from which `monitor` estimates it on other images; None likewise.
         precision: That the network computes in: float32, float16, bfloat16 or int8.
     """
 
@@ -67,6 +68,7 @@ class Metadata:
     versions: dict[str, str] = field(default_factory=dict)
     precision: str = "float32"
     profile: dict[str, Any] | None = None
+    profile_map: float | None = None
 
     def said(self) -> dict[str, Any]:
         """All but the profile, which is many numbers, for people to read."""

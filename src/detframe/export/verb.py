@@ -30,7 +30,7 @@ from detframe.export.checkpoint import answering, artefact_of, read_checkpoint
 from detframe.export.half import HALVES, HalfDetector
 from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibration_paths, split_of_run
 from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
-from detframe.export.verify import LEAST_SCORE, Proof, prove, rows_of_answers
+from detframe.export.verify import LEAST_SCORE, Proof, metrics, prove, rows_of_answers
 from detframe.monitoring.window import as_json as window_as_json
 from detframe.monitoring.window import limits, values_of, window_of
 from detframe.refusals import refuse, refuse_unwritable
@@ -141,6 +141,7 @@ def export(
             calibrated=task.detector.calibration is not None,
             precision=precision,
             profile=None if split is None else profile_of(split, list(expected.values()), thresholds),
+            profile_map=None if split is None else _map(split, list(expected.values())),
             checkpoint_hash=file_digest(checkpoint).hex(),
             dataset_hash="" if split is None else split.hash,
             versions={name: version for name in _LIBRARIES if (version := _version(name))},
@@ -223,6 +224,12 @@ def profile_of(split: AnnotatedSplit, answers: list[Answer], thresholds: dict[st
         boxes, scores, labels, valid, _ = (column[0] for column in answer)
         values.append(values_of(image, boxes, scores, labels, valid, limits(thresholds, names)))
     return window_as_json(window_of(names, np.array(values), None))
+
+
+def _map(split: AnnotatedSplit, answers: list[Answer]) -> float:
+    """Of answers that begin with a split's."""
+    found = metrics(answers[: len(split.index)], split.truths, split.areas, split.index.class_names)
+    return float(found["map"])
 
 
 def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:

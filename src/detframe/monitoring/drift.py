@@ -18,6 +18,10 @@ ALPHA = 0.01
 """How often a window that is like the profile raises an alarm, at most."""
 
 
+MAP_ERROR = 0.1
+"""How far :func:`estimated_map` is off beside sampling, as a share of the profile's mAP; measured under corruptions."""
+
+
 class Moved(NamedTuple):
     """One signal of a window against the profile."""
 
@@ -37,6 +41,14 @@ class Expected(NamedTuple):
     high: float
 
 
+class EstimatedMap(NamedTuple):
+    """mAP as it would be if there were as many objects as in the profile; NaN where that cannot be said."""
+
+    map: float  # 0..1
+    low: float  # of its 95 % interval
+    high: float
+
+
 class Drift(NamedTuple):
     """What a window says."""
 
@@ -48,10 +60,17 @@ class Drift(NamedTuple):
     expected: (
         Expected  # in the window; scores that were calibrated on the profile's images are not where there is an alarm
     )
+    estimated: EstimatedMap
 
 
-def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
+def drift_of(profile: Window, window: Window, alpha: float = ALPHA, profile_map: float | None = None) -> Drift:
     """Compare a window with a profile.
+
+    Args:
+        profile: Of what is usual.
+        window: Of what is now.
+        alpha: How often a window that is like the profile raises an alarm, at most.
+        profile_map: mAP on the profile's images, 0..1; None where it is not known, and then none is estimated.
 
     Raises:
         WindowError: They are of detectors with other classes, or one is empty.
@@ -79,7 +98,8 @@ def drift_of(profile: Window, window: Window, alpha: float = ALPHA) -> Drift:
     alarm = bool((known < alpha).any())
     ranked = sorted(moved, key=lambda one: (np.nan_to_num(one.p_value, nan=1.0), -abs(one.shift)))
     causes = causes_of(moved, alpha) if alarm else []
-    return Drift(window.images, alarm, float(corrected[-1]), ranked, causes, expected_precision(window))
+    estimated = estimated_map(profile, window, np.nan if profile_map is None else profile_map)
+    return Drift(window.images, alarm, float(corrected[-1]), ranked, causes, expected_precision(window), estimated)
 
 
 def expected_precision(window: Window) -> Expected:
@@ -95,6 +115,35 @@ def expected_precision(window: Window) -> Expected:
     spread = variance[0] + precision**2 * variance[2] - 2 * precision * covariance
     reach = 1.96 * np.sqrt(max(spread, 0.0) / window.images) / mean[2]
     return Expected(precision, max(0.0, precision - reach), min(1.0, precision + reach))
+
+
+def estimated_map(profile: Window, window: Window, profile_map: float) -> EstimatedMap:
+    """Estimate mAP without labels, from how often each class is found.
+
+    A class that is found ``r`` times as often as in the profile, with as many objects there, has at most a recall of
+    ``min(r, 1)`` and a precision of ``min(1, 1 / r)`` of what it had. mAP falls as the root of the mean of their
+    harmonic means does: more slowly than they do, as detections below the threshold count for it too. Boxes that are
+    displaced are not seen. The root and the interval's width come from images under corruptions, in docs/results.md.
+
+    Args:
+        profile: Of images on which mAP is known.
+        window: Of the same detector.
+        profile_map: 0..1.
+    """
+    classes = [i for i, signal in enumerate(watched(profile.class_names)) if signal.name.startswith("class ")]
+    before, now = moments(profile), moments(window)
+    usual = before.mean[classes]
+    some = usual > 0
+    if not some.any() or not window.images or np.isnan(profile_map):
+        return EstimatedMap(np.nan, np.nan, np.nan)
+    ratio = now.mean[classes][some] / usual[some]
+    error = np.sqrt(now.variance[classes][some] / window.images) / usual[some]
+    kept = float((2 * ratio.clip(max=1) / (1 + ratio)).mean())
+    kept_error = float(np.sqrt(((2 / (1 + ratio) ** 2 * error) ** 2).sum()) / len(ratio))
+    estimate = profile_map * np.sqrt(kept)
+    sampling = profile_map * kept_error / (2 * np.sqrt(max(kept, kept_error, 1e-6)))
+    reach = 1.96 * np.hypot(sampling, MAP_ERROR * profile_map)
+    return EstimatedMap(float(estimate), float(max(0.0, estimate - reach)), float(min(1.0, estimate + reach)))
 
 
 def causes_of(moved: list[Moved], alpha: float = ALPHA) -> list[str]:

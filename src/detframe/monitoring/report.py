@@ -41,6 +41,17 @@ def promised(drift: Drift, calibrated: bool) -> str:
     return f"{said}."
 
 
+def estimated(drift: Drift) -> str:
+    """The estimate of mAP without labels, and what it takes for granted, in sentences."""
+    value, low, high = drift.estimated
+    if np.isnan(value):
+        return "mAP cannot be estimated: the artefact does not say what it was on the profile's images."
+    return (
+        f"By how often each class is found, mAP is about {value:.3f} ({low:.3f} to {high:.3f}), if there are as many "
+        "objects as usual and boxes are where they should be."
+    )
+
+
 def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]], calibrated: bool) -> dict[str, Any]:
     """The outcome as a document."""
     trusted = calibrated and not drift.alarm
@@ -51,6 +62,7 @@ def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]], calibrated: b
             "causes": drift.causes,
             "expected_precision": drift.expected._asdict(),
             "trusted": trusted,
+            "estimated_map": drift.estimated._asdict(),
             "together_p_value": drift.together,
             "signals": {
                 one.signal: {name: value for name, value in one._asdict().items() if name != "signal"}
@@ -99,9 +111,8 @@ def write_drift_page(
         markup = STYLE + gallery("suspicious", examples, {"signal": "least common"}, large=True) + SCRIPT
         text = "Those whose signals are the least common in the profile."
         sections.append(Section("The most suspicious images", text, markup=markup))
-    write_page(
-        path, headline(drift), f"Against a profile of {profile.images} images. {promised(drift, calibrated)}", sections
-    )
+    subtitle = f"Against a profile of {profile.images} images. {promised(drift, calibrated)} {estimated(drift)}"
+    write_page(path, headline(drift), subtitle, sections)
 
 
 def _histograms(name: str, profile: Window, window: Window) -> Markup:

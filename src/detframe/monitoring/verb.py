@@ -63,7 +63,7 @@ def monitor(
     from detframe.data.images import ImageError
     from detframe.export.runtime import ArtefactError, load
     from detframe.monitoring.drift import drift_of
-    from detframe.monitoring.report import as_json, headline, promised, write_drift_page
+    from detframe.monitoring.report import as_json, estimated, headline, promised, write_drift_page
     from detframe.monitoring.to_queue import write_review_queue
     from detframe.monitoring.window import WindowError, from_json, merged, read_window, scale_of, window_of
 
@@ -85,7 +85,7 @@ def monitor(
             assert images is not None
             looked = _look(running, images, console)
             window = window_of(profile.class_names, np.array([one.values for one in looked]), scale_of(profile))
-        drift = drift_of(profile, window)
+        drift = drift_of(profile, window, profile_map=running.metadata.profile_map)
         suspects = _suspects(profile, looked)
         folder.mkdir(parents=True, exist_ok=True)
         shown = [_example(one) for one in track(suspects[:_SHOWN], "Drawing", console=console, transient=True)]
@@ -107,9 +107,8 @@ def monitor(
         for one in drift.moved[:8]:
             table.add_row(one.signal, f"{one.before:.3f}", f"{one.now:.3f}", f"{one.shift:+.1f}", f"{one.p_value:.4f}")
         printer.print(table)
-    printer.print(
-        f"{headline(drift)}\n{promised(drift, calibrated)}\nWritten to {folder / 'index.html'}", soft_wrap=True
-    )
+    lines = (headline(drift), promised(drift, calibrated), estimated(drift), f"Written to {folder / 'index.html'}")
+    printer.print("\n".join(lines), soft_wrap=True)
     if queue is not None:
         printer.print(f"Review them with `detframe review {queue}`.", soft_wrap=True)
     return int(drift.alarm)
