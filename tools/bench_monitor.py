@@ -27,7 +27,7 @@ from detframe.data.sources import read_splits
 from detframe.export.proof_images import split_of
 from detframe.export.runtime import Artefact, load
 from detframe.export.verify import metrics
-from detframe.monitoring.drift import drift_of, estimated_map
+from detframe.monitoring.drift import drift_of
 from detframe.monitoring.signals import watched
 from detframe.monitoring.window import Window, limits, moments, scale_of, values_of, window_of
 
@@ -142,7 +142,7 @@ def main() -> None:
                 right += cause.startswith(RIGHT_CAUSES[kind])
                 said.append(cause)
             whole = window_of(names, values, scale)
-            estimate = estimated_map(profile, whole, parts[-1].map)
+            estimate = drift_of(profile, whole, profile_map=parts[-1].map).estimated
             naive = parts[-1].map * mean_score(whole) / mean_score(profile)
             errors.append((estimate.map - true_map, naive - true_map, estimate.low <= true_map <= estimate.high))
             rows[f"{kind} {severity}"] = (seen / draws, right / draws)

@@ -231,15 +231,20 @@ def counted(images: int, nuts: int, bolts: int) -> Window:
 
 def test_map_is_estimated_by_how_often_classes_are_found() -> None:
     usual = counted(50, 4, 2)
-    same = estimated_map(usual, counted(10, 4, 2), 0.6)
+    same = estimated_map(usual, counted(10, 4, 2), 0.6, False)
     assert same.map == pytest.approx(0.6)
     assert same.high - 0.6 == pytest.approx(1.96 * MAP_ERROR * 0.6)
     # A half of the nuts (recall 1/2, precision 1), twice the bolts (recall 1, precision 1/2): both have an F1 of 2/3.
-    assert estimated_map(usual, counted(10, 2, 4), 0.6).map == pytest.approx(0.6 * np.sqrt(2 / 3))
-    assert estimated_map(usual, counted(10, 0, 0), 0.6)[:2] == (0, 0)
+    assert estimated_map(usual, counted(10, 2, 4), 0.6, False).map == pytest.approx(0.6 * np.sqrt(2 / 3))
+    assert estimated_map(usual, counted(10, 0, 0), 0.6, False)[:2] == (0, 0)
+    assert (
+        estimated_map(usual, counted(10, 2, 4), 0.6, True).low
+        == 0
+        < estimated_map(usual, counted(10, 2, 4), 0.6, False).low
+    )
     # What was never found on the profile's images says nothing; a class alone then counts for all.
-    assert estimated_map(counted(50, 4, 0), counted(10, 2, 9), 0.6).map == pytest.approx(0.6 * np.sqrt(2 / 3))
-    assert np.isnan(estimated_map(counted(50, 0, 0), counted(10, 2, 9), 0.6)).all()
+    assert estimated_map(counted(50, 4, 0), counted(10, 2, 9), 0.6, False).map == pytest.approx(0.6 * np.sqrt(2 / 3))
+    assert np.isnan(estimated_map(counted(50, 0, 0), counted(10, 2, 9), 0.6, False)).all()
     assert np.isnan(drift_of(usual, usual).estimated).all()
 
 
@@ -250,7 +255,7 @@ def test_the_estimate_of_map_scatters_as_its_interval_says() -> None:
         return window_of(NAMES, rows, None)
 
     usual = counted(50, 4, 2)
-    parts = [estimated_map(usual, window(64, seed), 0.6) for seed in range(300)]
+    parts = [estimated_map(usual, window(64, seed), 0.6, False) for seed in range(300)]
     spread = np.std([part.map for part in parts])
     stated = np.mean([np.sqrt(((part.high - part.map) / 1.96) ** 2 - (MAP_ERROR * 0.6) ** 2) for part in parts])
     assert spread == pytest.approx(stated, rel=0.15)

@@ -72,7 +72,9 @@ def test_images_like_those_of_the_profile_and_darker_ones(
     assert document["alarm"]
     assert document["causes"][0] == "darker"
     assert len(document["suspicious"]) == 30
+    assert document["estimated_map"]["low"] == 0
     assert document["estimated_map"]["map"] < document["estimated_map"]["high"] < 0.7
+    assert f"mAP is hardly above {document['estimated_map']['high']:.3f}" in said
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("data:image/jpeg") == 24
     assert "<svg" in page

@@ -98,7 +98,7 @@ def drift_of(profile: Window, window: Window, alpha: float = ALPHA, profile_map:
     alarm = bool((known < alpha).any())
     ranked = sorted(moved, key=lambda one: (np.nan_to_num(one.p_value, nan=1.0), -abs(one.shift)))
     causes = causes_of(moved, alpha) if alarm else []
-    estimated = estimated_map(profile, window, np.nan if profile_map is None else profile_map)
+    estimated = estimated_map(profile, window, np.nan if profile_map is None else profile_map, alarm)
     return Drift(window.images, alarm, float(corrected[-1]), ranked, causes, expected_precision(window), estimated)
 
 
@@ -117,18 +117,21 @@ def expected_precision(window: Window) -> Expected:
     return Expected(precision, max(0.0, precision - reach), min(1.0, precision + reach))
 
 
-def estimated_map(profile: Window, window: Window, profile_map: float) -> EstimatedMap:
+def estimated_map(profile: Window, window: Window, profile_map: float, alarm: bool) -> EstimatedMap:
     """Estimate mAP without labels, from how often each class is found.
 
     A class that is found ``r`` times as often as in the profile, with as many objects there, has at most a recall of
     ``min(r, 1)`` and a precision of ``min(1, 1 / r)`` of what it had. mAP falls as the root of the mean of their
-    harmonic means does: more slowly than they do, as detections below the threshold count for it too. Boxes that are
-    displaced are not seen. The root and the interval's width come from images under corruptions, in docs/results.md.
+    harmonic means does: more slowly than they do, as detections below the threshold count for it too. Counts do not
+    tell whether what is found is right, so that of images unlike the profile's the interval begins at 0: under blur a
+    detector of fine defects may find as many as ever, and few that are there. The root and the interval's width come
+    from images under corruptions, in docs/results.md.
 
     Args:
         profile: Of images on which mAP is known.
         window: Of the same detector.
         profile_map: 0..1.
+        alarm: Whether the window is unlike the profile.
     """
     classes = [i for i, signal in enumerate(watched(profile.class_names)) if signal.name.startswith("class ")]
     before, now = moments(profile), moments(window)
@@ -143,7 +146,8 @@ def estimated_map(profile: Window, window: Window, profile_map: float) -> Estima
     estimate = profile_map * np.sqrt(kept)
     sampling = profile_map * kept_error / (2 * np.sqrt(max(kept, kept_error, 1e-6)))
     reach = 1.96 * np.hypot(sampling, MAP_ERROR * profile_map)
-    return EstimatedMap(float(estimate), float(max(0.0, estimate - reach)), float(min(1.0, estimate + reach)))
+    low = 0.0 if alarm else max(0.0, estimate - reach)
+    return EstimatedMap(float(estimate), float(low), float(min(1.0, estimate + reach)))
 
 
 def causes_of(moved: list[Moved], alpha: float = ALPHA) -> list[str]:

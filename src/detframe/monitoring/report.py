@@ -46,10 +46,12 @@ def estimated(drift: Drift) -> str:
     value, low, high = drift.estimated
     if np.isnan(value):
         return "mAP cannot be estimated: the artefact does not say what it was on the profile's images."
-    return (
-        f"By how often each class is found, mAP is about {value:.3f} ({low:.3f} to {high:.3f}), if there are as many "
-        "objects as usual and boxes are where they should be."
-    )
+    if drift.alarm:
+        return (
+            f"mAP is hardly above {high:.3f}, if there are as many objects as usual: so often is each class found. "
+            "Whether what is found is right cannot be told of images that are unlike the profile's."
+        )
+    return f"mAP is about {value:.3f} ({low:.3f} to {high:.3f}), if there are as many objects as usual."
 
 
 def as_json(drift: Drift, suspicious: Sequence[tuple[str, float]], calibrated: bool) -> dict[str, Any]:
