@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.func import functional_call
 
 from detframe.boxes import pairwise_iou
 from detframe.models.assigners import ATSSAssigner, SimOTAAssigner
@@ -99,8 +101,34 @@ def total(detector: Detector, images: Tensor, targets: Targets) -> Tensor:
     return torch.stack(list(detector.loss(images, targets).values())).sum()
 
 
+class Loss(nn.Module):
+    """The summed loss of a detector as a forward pass, of images and the fields of targets."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, *targets: Tensor) -> Tensor:
+        return total(self.detector, images, Targets(*targets))
+
+
 def name(pair: tuple[str, str, str]) -> str:
     return "-".join(pair)
+
+
+@pytest.mark.parametrize("head", ["dense", "dense_atss", "dense_simota", "retina", "fcos"])
+def test_a_loss_reads_nothing_back_from_the_device(head: str) -> None:
+    """Tensors without values raise when one is asked for, and so wherever a GPU would be waited for.
+
+    The others need to by nature: a two-stage head's NMS, the matching of a DETR head.
+    """
+    mode = FakeTensorMode()
+    detector = build(("resnet", "fpn", head)).train()
+    values = [mode.from_tensor(tensor) for tensor in (torch.rand(2, 3, 96, 96), *objects())]
+    state = [*detector.named_parameters("detector"), *detector.named_buffers("detector")]
+    valueless: dict[str, Tensor] = {key: mode.from_tensor(tensor) for key, tensor in state}
+    with mode:
+        functional_call(Loss(detector), valueless, tuple(values)).backward()
 
 
 @pytest.mark.parametrize("pair", USUAL, ids=name)

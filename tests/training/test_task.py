@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -53,21 +53,35 @@ def loader(*batches: Batch) -> DataLoader[Any]:
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:  # noqa: ANN401
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    usual: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(default_root_dir=folder, **{**usual, **options})
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, about a loader without workers and the like
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"\[17, 23\]"):
         trainer(tmp_path, max_steps=2).fit(make_task(), loader(make_batch(float("nan"))))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_stops_when_it_logs_and_before_it_saves(tmp_path: Path) -> None:
+    batches = loader(make_batch(0.5), make_batch(float("nan")), *[make_batch(0.5)] * 4)
+    task = make_task()
+    with pytest.raises(FloatingPointError, match=r"at step 1:.* \[17, 23\]"):
+        trainer(tmp_path, max_epochs=1, log_every_n_steps=4).fit(task, batches)
+    assert task.trainer.global_step == 3
+    task = make_task()
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2)
+    options = {"max_epochs": 1, "log_every_n_steps": 50, "callbacks": [saving], "enable_checkpointing": True}
+    with pytest.raises(FloatingPointError, match="at step 1:"):
+        trainer(tmp_path, **options).fit(task, batches)
+    assert not list((tmp_path / "saved").glob("*.ckpt"))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import generalized_box_iou_loss
+
+from detframe.boxes import box_area
+
+_EPSILON = 1e-7  # torchvision's
 
 
 def varifocal_loss(logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
@@ -53,8 +56,23 @@ def two_bin_cross_entropy(logits: Tensor, left: Tensor, right_weight: Tensor) ->
     return left_loss * (1 - right_weight) + right_loss * right_weight
 
 
+def giou_loss(boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """GIoU loss (Rezatofighi et al., 2019) of boxes and theirs, xyxy ``[..., 4]``: ``[...]`` in 0..2.
+
+    torchvision's gathers the pairs that overlap, and the host waits for the device to count them.
+    """
+    left, top, right, bottom = boxes.unbind(-1)
+    target_left, target_top, target_right, target_bottom = target_boxes.unbind(-1)
+    width = (torch.minimum(right, target_right) - torch.maximum(left, target_left)).clamp(min=0)
+    height = (torch.minimum(bottom, target_bottom) - torch.maximum(top, target_top)).clamp(min=0)
+    union = box_area(boxes) + box_area(target_boxes) - width * height
+    hull_width = torch.maximum(right, target_right) - torch.minimum(left, target_left)
+    hull = hull_width * (torch.maximum(bottom, target_bottom) - torch.minimum(top, target_top))
+    return 1 - width * height / (union + _EPSILON) + (hull - union) / (hull + _EPSILON)
+
+
 def masked_giou_loss(boxes: Tensor, target_boxes: Tensor, positive: Tensor) -> Tensor:
-    """GIoU loss (Rezatofighi et al., 2019) of the positives and a finite value elsewhere, ``[B, A]``.
+    """:func:`giou_loss` of the positives and a finite value elsewhere, ``[B, A]``.
 
     Computing all and weighting most by zero keeps shapes fixed, so that nothing waits for the device.
 
@@ -65,4 +83,4 @@ def masked_giou_loss(boxes: Tensor, target_boxes: Tensor, positive: Tensor) -> T
     """
     unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])  # an area for the others, whose GIoU would be 0 / 0
     anything = boxes.detach() + unit
-    return generalized_box_iou_loss(boxes, torch.where(positive[..., None], target_boxes, anything))
+    return giou_loss(boxes, torch.where(positive[..., None], target_boxes, anything))

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from detframe.boxes import box_area, clip_boxes, intersection, overlap_and_union, pairwise_iou
-from detframe.models.losses import varifocal_loss
+from detframe.models.losses import giou_loss, varifocal_loss
 from detframe.structures import Targets
 
 
@@ -172,7 +171,7 @@ def box_losses(boxes: Tensor, match: Tensor, objects: Objects) -> tuple[Tensor, 
     """
     truth = matched_boxes(match, objects)
     distance = (boxes - truth).abs().sum(dim=-1) * (match >= 0)
-    giou = generalized_box_iou_loss(corners(boxes), corners(truth)) * (match >= 0)
+    giou = giou_loss(corners(boxes), corners(truth)) * (match >= 0)
     return distance.sum() / pairs(match), giou.sum() / pairs(match)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -32,6 +32,14 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says what was found and what to do."""
+
+
+class _Step(NamedTuple):
+    """What is said of a step whose loss is not finite."""
+
+    number: int
+    losses: dict[str, Tensor]  # scalars on the device
+    image_ids: Tensor  # [B]
 
 
 class DetectionTask(LightningModule):
@@ -123,6 +131,7 @@ class DetectionTask(LightningModule):
         if init_from is not None:
             rank_zero_info(f"{init_from}: {initialise(self.detector, self.class_names, init_from)}.")
         self.metrics = nn.ModuleDict({stage: MeanAveragePrecision(class_metrics=True) for stage in ("val", "test")})
+        self._unchecked: list[_Step] = []  # whose loss may not be finite
         self.results: dict[str, dict[str, Any]] = {}  # the last computed metrics of each stage, for who writes them
 
     def forward(self, images: Tensor) -> Detections:
@@ -134,22 +143,39 @@ class DetectionTask(LightningModule):
         """Sum of the loss parts.
 
         Raises:
-            FloatingPointError: The loss is not finite; the message names the batch's images.
+            FloatingPointError: A loss is not finite; the message names the batch's images. It comes when losses are
+                logged, every ``log_every_n_steps`` of the trainer, at the end of an epoch and before a checkpoint.
         """
         if batch is None:  # every image of the batch was skipped
             return self._no_loss() if self.trainer.world_size > 1 else None
         parts = self.detector.loss(batch.images, batch.targets)
         total = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
-            raise FloatingPointError(
-                f"The loss is not finite at step {self.global_step}: {values}. Images of the batch, by id: "
-                f"{batch.image_ids.tolist()}. Look at them with `detframe check`, or lower the learning rate."
-            )
+        detached = {name: value.detach() for name, value in parts.items()}
+        self._unchecked.append(_Step(self.global_step, detached, batch.image_ids))
+        if len(self._unchecked) >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]  # the logger connector sets it
+            self._require_finite()
         size = len(batch.images)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, batch_size=size)
+        self.log_dict({f"train/loss_{name}": value for name, value in detached.items()}, batch_size=size)
         return total
+
+    def _require_finite(self) -> None:
+        """Look at the losses since the last time, at once: each look waits for the device."""
+        steps, self._unchecked = self._unchecked, []
+        if not steps:
+            return
+        finite = torch.stack([torch.stack(list(step.losses.values())).sum() for step in steps]).isfinite().tolist()
+        for step, good in zip(steps, finite, strict=True):
+            if not good:
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in step.losses.items())
+                raise FloatingPointError(
+                    f"The loss is not finite at step {step.number}: {values}. Images of the batch, by id: "
+                    f"{step.image_ids.tolist()}. Look at them with `detframe check`, or lower the learning rate."
+                )
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the epoch's last losses."""
+        self._require_finite()
 
     def validation_step(  # type: ignore[override]  # Lightning hands on any output, and says otherwise
         self, batch: Batch | None, batch_idx: int
@@ -263,7 +289,11 @@ class DetectionTask(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the pretrained file out: the checkpoint holds the weights, and must load where that file is not."""
+        """Refuse weights that a loss may have spoilt, and leave the pretrained file out.
+
+        The checkpoint holds the weights, and must load where that file is not.
+        """
+        self._require_finite()
         parameters = dict(checkpoint["hyper_parameters"])
         backbone = dict(parameters["backbone"])
         backbone["init_args"] = {**backbone["init_args"], "weights": None}
