@@ -3,9 +3,9 @@
     python tools/bench_fit.py --config configs/bccd.yaml --data.root BCCD_ROOT --data.image_size "[320, 320]"
     python tools/bench_fit.py --blocks 20 --block 40 --config ... --trainer.precision bf16-mixed     # on a GPU
 
-Takes the options of `fit`. After each block of its steps the same network, loss and optimizer take as many steps on the
-last batch, which is on the device already: no loader, no augmentation, no averaging, no logging, no trainer. The ratio is
-the median of the blocks'. Nothing is validated or kept.
+Takes the options of `fit`. After each block of its steps the same network, loss and optimizer take as many steps on
+the last batch, which is on the device already: no loader, no augmentation, no averaging, no logging, no trainer. The
+ratio is the median of the blocks'. Nothing is validated or kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -63,7 +62,7 @@ class BareSteps(Callback):
         self.started = now()
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """End a block of `fit`, take one of bare steps and begin the next."""
         self.steps += 1
