@@ -28,11 +28,11 @@ from detframe.structures import Batch
 from detframe.training.task import DetectionTask, parameter_groups
 
 PARTS = {
-    "loader": ("train_dataloader_next",),
-    "to the device and augmentation": (".batch_to_device",),
-    "forward and loss": (".training_step",),
-    "backward": (".backward",),
-    "averaging of weights": ("EMAWeightAveraging.on_train_batch_end",),
+    "loader": "train_dataloader_next",
+    "to the device and augmentation": ".batch_to_device",
+    "forward and loss": ".training_step",
+    "backward": ".backward",
+    "averaging of weights": "EMAWeightAveraging.on_train_batch_end",
 }
 """What a step consists of, and how names in Lightning's profile end; the optimizer and the trainer are the rest."""
 
@@ -93,15 +93,12 @@ class BareSteps(Callback):
         ratios = [theirs / ours for theirs, ours in zip(bare, fit, strict=True)]
         print(f"\nfit / bare loop: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")
         assert isinstance(trainer.profiler, SimpleProfiler)
+        recorded = trainer.profiler.recorded_durations
         print("| part of a step of fit | ms an image | % |\n| --- | ---: | ---: |")
         whole = sum(fit) / (len(fit) * per_block)
         left = whole
-        for part, ends in PARTS.items():
-            durations = [
-                sum(times)
-                for name, times in trainer.profiler.recorded_durations.items()
-                if name.endswith(ends) and not name.startswith("[Callback]BareSteps")
-            ]
+        for part, end in PARTS.items():
+            durations = [sum(times) for name, times in recorded.items() if name.endswith(end)]
             seconds = max(durations, default=0.0) / (len(fit) * per_block)  # hooks are within each other
             left -= seconds
             print(f"| {part} | {1000 * seconds:.2f} | {100 * seconds / whole:.1f} |")

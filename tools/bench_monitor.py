@@ -64,7 +64,7 @@ def look(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, m
     """At the images of a split, evenly chosen where there are more."""
     names = artefact.metadata.class_names
     split = split_of(index, "looked at", most, names)
-    thresholds = limits(artefact.metadata.thresholds, artefact.metadata.class_names)
+    thresholds = limits(artefact.metadata.thresholds, names)
     rows, answers = [], []
     for place in range(len(split.index)):
         image = read_image(split.index.path(place)).numpy()

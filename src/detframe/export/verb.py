@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from json import dumps
@@ -132,6 +133,8 @@ def export(
         detect = answering(eager)
         every = ProofImages(split, eager.height, eager.width)
         expected = {name: detect(image) for name, image in _tracked(every, "Asking the checkpoint", console)}
+        measure = partial(_map, split)
+        map_expected = measure(list(expected.values()))
         thresholds = _thresholds(list(expected.values()), split, chosen)
         about = Metadata(
             class_names=names,
@@ -141,7 +144,7 @@ def export(
             calibrated=task.detector.calibration is not None,
             precision=precision,
             profile=None if split is None else profile_of(split, list(expected.values()), thresholds),
-            profile_map=None if split is None else _map(split, list(expected.values())),
+            profile_map=map_expected,
             checkpoint_hash=file_digest(checkpoint).hex(),
             dataset_hash="" if split is None else split.hash,
             versions={name: version for name in _LIBRARIES if (version := _version(name))},
@@ -168,10 +171,9 @@ def export(
                 expected,
                 _tracked(every, f"Asking {named}", console),
                 artefact.run,
-                None if split is None else split.truths,
-                torch.zeros(0) if split is None else split.areas,
-                names,
                 detect,
+                map_expected,
+                measure,
             )
             faults = proof.faults(None if precision == "float32" else max_drop)
             report = _report(proof, faults, about, path, split)
@@ -226,8 +228,10 @@ def profile_of(split: AnnotatedSplit, answers: list[Answer], thresholds: dict[st
     return window_as_json(window_of(names, np.array(values), None))
 
 
-def _map(split: AnnotatedSplit, answers: list[Answer]) -> float:
-    """Of answers that begin with a split's."""
+def _map(split: AnnotatedSplit | None, answers: Sequence[Answer]) -> float | None:
+    """Of answers that begin with a split's; None where there is no split."""
+    if split is None:
+        return None
     found = metrics(answers[: len(split.index)], split.truths, split.areas, split.index.class_names)
     return float(found["map"])
 

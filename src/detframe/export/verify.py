@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,22 +139,19 @@ def prove(
     expected: Mapping[str, Answer],
     images: Iterable[tuple[str, Images]],
     artefact: Run,
-    truths: TruthRows | None,
-    areas: torch.Tensor,
-    class_names: Sequence[str],
     checkpoint: Run,
+    map_expected: float | None,
+    measure: Callable[[Sequence[Answer]], float | None],
 ) -> Proof:
     """Let an artefact answer and compare.
 
     Args:
-        expected: The checkpoint's answers by name of the image. Those of annotated images come first, in the order of
-            ``truths.images``.
+        expected: The checkpoint's answers by name of the image.
         images: The same images, in the same order.
         artefact: What is proven.
-        truths: Annotations of the first images; None where there are none.
-        areas: ``[G]`` square pixels, of the truths.
-        class_names: By label.
         checkpoint: For its time.
+        map_expected: What ``measure`` gave for the checkpoint's answers.
+        measure: mAP of answers to these images, 0..1; None where none of them is annotated.
     """
     answers, differences = [], {}
     times: list[tuple[float, float]] = []
@@ -167,14 +164,8 @@ def prove(
             again = time.perf_counter()
             checkpoint(image)
             times.append((time.perf_counter() - again, between - started))
-    figures: list[float | None] = [None, None]
-    if truths is not None:
-        count = len(differences) if not len(truths.images) else int(truths.images.max()) + 1
-        figures = [
-            float(metrics(list(of)[:count], truths, areas, class_names)["map"]) for of in (expected.values(), answers)
-        ]
     slow, quick = (1000 * float(np.median([pair[place] for pair in times])) for place in (0, 1))
-    return Proof(differences, figures[0], figures[1], slow, quick)
+    return Proof(differences, map_expected, measure(answers), slow, quick)
 
 
 def rows_of_answers(answers: Sequence[Answer], truths: TruthRows) -> TableRows:
