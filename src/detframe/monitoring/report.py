@@ -45,7 +45,7 @@ def estimated(drift: Drift) -> str:
     """The estimate of mAP without labels, and what it takes for granted, in sentences."""
     value, low, high = drift.estimated
     if np.isnan(value):
-        return "mAP cannot be estimated: the artefact does not say what it was on the profile's images."
+        return "mAP cannot be estimated: the artefact does not say what it was on the profile's images. Export it anew."
     if drift.alarm:
         return (
             f"mAP is hardly above {high:.3f}, if there are as many objects as usual: so often is each class found. "
