@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -173,9 +175,40 @@ def test_groups_stay_together_when_images_are_held_out(tmp_path: Path) -> None:
         kept, held = hold_out(index, 0.25, "board", seed)
         assert sorted([*kept, *held]) == list(range(12))
         assert {i // 2 for i in kept}.isdisjoint({i // 2 for i in held})
-        assert len(held) == 4  # whole pairs, and the one that crosses the share is taken
+        assert len(held) == 4  # whole pairs: of 2 and 4, as near to 3 as each other, the larger
     with pytest.raises(DataError, match="camera"):
         hold_out(index, 0.25, "camera", 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=8), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_a_large_group_is_not_held_out_for_a_small_share(sizes: list[int], fraction: float, seed: int) -> None:
+    boards = np.repeat(np.arange(len(sizes)), sizes)
+    index = build_index(
+        source=Path("boards.json"),
+        image_root=Path(),
+        categories=(Category(1, "part"),),
+        image_ids=np.arange(len(boards)),
+        file_names=[f"{i}.png" for i in range(len(boards))],
+        image_sizes=np.full((len(boards), 2), 64),
+        image_of_box=np.empty(0, dtype=np.int64),
+        boxes=np.empty((0, 4)),
+        labels=np.empty(0, dtype=np.int64),
+        ignore=np.empty(0, dtype=np.bool_),
+        areas=np.empty(0),
+        annotation_ids=np.empty(0, dtype=np.int64),
+        metadata=[{"board": board} for board in boards.tolist()],
+    )
+    kept, held = hold_out(index, fraction, "board", seed)
+    assert sorted([*kept, *held]) == list(range(len(boards)))
+    assert 0 < len(np.unique(boards[held])) < len(sizes)
+    assert set(boards[kept]).isdisjoint(boards[held])
+    wanted = fraction * len(boards)
+    error = abs(len(held) - wanted)
+    # Taking nothing would be off by what is wanted; only where there is no small group may it be more than that.
+    assert error <= max(wanted, abs(min(sizes) - wanted)) + 1e-9
+    one_each = hold_out(index, fraction, None, seed)[1]
+    assert abs(len(one_each) - min(max(wanted, 1), len(boards) - 1)) <= 0.5 + 1e-9
 
 
 def test_hashes_tell_images_and_annotations_apart(tmp_path: Path) -> None:

@@ -35,11 +35,31 @@ def hold_out(
     if len(names) < 2:
         raise DataError(f"{index.source}: one group cannot be split. Give `data.val`, or another `group_by`.")
     order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(membership)[order]
-    # The group that crosses the wanted share is the last one taken; one group always stays for training.
-    taken = min(int(np.searchsorted(np.cumsum(sizes), fraction * len(index))) + 1, len(names) - 1)
-    held = np.isin(membership, order[:taken])
+    held = np.isin(membership, order[_nearest_sum(np.bincount(membership)[order], fraction * len(index))])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _nearest_sum(sizes: NDArray[np.int64], wanted: float) -> list[int]:
+    """Places of groups whose sizes sum to about ``wanted``: at least one, never all.
+
+    Groups are taken in their order, those too large for what is left are passed over, and one more is taken where that
+    comes nearer. So a large group that happens to stand first does not take a share that was never asked for.
+
+    Args:
+        sizes: ``[G]``, 1 or more each; G is 2 or more.
+        wanted: Sum to come near.
+    """
+    taken: list[int] = []
+    total = 0
+    for place, size in enumerate(sizes.tolist()):
+        if total + size <= wanted and len(taken) < len(sizes) - 1:
+            taken.append(place)
+            total += size
+    rest = np.setdiff1d(np.arange(len(sizes)), taken)
+    nearest = int(rest[np.abs(total + sizes[rest] - wanted).argmin()])
+    if not taken or (len(rest) > 1 and abs(total + sizes[nearest] - wanted) <= wanted - total):
+        taken.append(nearest)
+    return taken
 
 
 def held_out_of_run(config: Path) -> tuple[AnnotationIndex, AnnotationIndex] | None:
