@@ -1,5 +1,8 @@
 """What training batches go through, seen by a module that only looks at them."""
 
+import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,16 @@ def test_images_of_rare_classes_are_repeated(root: Path) -> None:
     assert isinstance(loader.sampler, RepeatFactorSampler)
     assert isinstance(loader.sampler, DistributedSampler)  # or Lightning would share it out a second time
     assert len(list(loader.sampler)) > 10
+
+
+def test_what_is_held_out_is_told(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = json.loads((root / "train.json").read_text())
+    for place, image in enumerate(content["images"]):
+        image["site"] = "north" if place < 7 else f"south{place}"
+    (tmp_path / "sites.json").write_text(json.dumps(content))
+    data = DetectionDataModule(
+        tmp_path, "sites.json", images=root / "images", val=None, val_fraction=0.1, group_by="site"
+    )
+    with caplog.at_level(logging.INFO):
+        assert len(data.index("val")) == 1
+    assert re.search(r"1 of 10 training images are held out for validation, site south[789]\.", caplog.text)

@@ -187,8 +187,12 @@ class DetectionDataModule(LightningDataModule):
         assert split is not None
         whole = read_split(self.root, split, self.images)
         kept, held = hold_out(whole, self.val_fraction, self.group_by, self.seed)
-        rank_zero_info(f"{len(held)} of {len(whole)} training images are held out for validation.")
         self._indices.update(train=whole.subset(kept), val=whole.subset(held))
+        note = f"{len(held)} of {len(whole)} training images are held out for validation"
+        if self.group_by is not None:
+            groups = sorted(set(self._indices["val"].column(self.group_by)))
+            note += f", {self.group_by} {', '.join(groups[:5])}" + (f" and {len(groups) - 5} more" * (len(groups) > 5))
+        rank_zero_info(f"{note}.")
         return self._indices["train"], self._indices["val"]
 
     def hashes(self, name: str) -> dict[str, str]:
