@@ -13,6 +13,7 @@ from detframe.metrics.bootstrap import (
     EvaluatedImages,
     average_precision_intervals,
     basic_interval,
+    best_f1_intervals,
     bootstrap_weights,
     weighted_average_precision,
 )
@@ -34,6 +35,33 @@ def some_images(seed: int, images: int, classes: int, ious: int) -> EvaluatedIma
         object_labels=np.concatenate([labels[hit], rng.integers(0, classes, objects)]),
         object_images=np.concatenate([owner[hit], rng.integers(0, images, objects)]),
     )
+
+
+def f1_at(evaluated: EvaluatedImages, t: int, threshold: float, weights: NDArray[np.int32]) -> float:
+    """By counting each row as often as its image is drawn."""
+    kept = (evaluated.scores >= threshold) & (evaluated.outcomes[:, t] != 2)
+    drawn = weights[evaluated.images]
+    hits = int(drawn[kept & (evaluated.outcomes[:, t] == 1)].sum())
+    total = int(drawn[kept].sum()) + int(weights[evaluated.object_images].sum())
+    return 2 * hits / total if total else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_best_f1_is_the_highest_of_all_thresholds(seed: int, images: int) -> None:
+    evaluated = some_images(seed, images, classes=3, ious=2)
+    weights = bootstrap_weights(images, 5, seed)
+    best = best_f1_intervals(evaluated, weights)
+    for t in range(2):
+        once = np.ones(images, dtype=np.int32)
+        each = [f1_at(evaluated, t, threshold, once) for threshold in np.unique(evaluated.scores)]
+        assert best.f1.estimate[t] == pytest.approx(max(each, default=0.0))
+        if best.f1.estimate[t] > 0:
+            assert f1_at(evaluated, t, best.thresholds[t], once) == pytest.approx(best.f1.estimate[t])
+            drawn = np.array([[f1_at(evaluated, t, best.thresholds[t], row)] for row in weights])
+            expected = basic_interval(best.f1.estimate[[t]], drawn, 0.95)
+            assert best.f1.low[t] == pytest.approx(expected.low[0])
+            assert best.f1.high[t] == pytest.approx(expected.high[0])
 
 
 def coco_average_precision(evaluated: EvaluatedImages, classes: int) -> NDArray[np.float64]:

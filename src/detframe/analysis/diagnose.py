@@ -47,7 +47,7 @@ def diagnose(
             are not found, the page has no pictures.
         aim: What the threshold of each class is chosen for: f1, precision=0.95 (the most recall with it), recall=0.9
             (the most precision), or cost=1:10 (the least cost, of a false alarm to that of a miss).
-        ious: Give AP at these IoUs too, besides 0.5, 0.55 ... 0.95.
+        ious: Give AP and the best F1 at these IoUs too, besides 0.5, 0.55 ... 0.95.
         measured: So many images are read to slice by brightness, blur and noise; 0 reads none.
         replicates: Of the bootstrap, behind all intervals.
         seed: Of the bootstrap.

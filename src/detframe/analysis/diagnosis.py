@@ -18,8 +18,10 @@ from detframe.analysis.slicing import Slice, slices
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
 from detframe.metrics.bootstrap import (
     AveragePrecisionIntervals,
+    BestF1,
     EvaluatedImages,
     average_precision_intervals,
+    best_f1_intervals,
     bootstrap_weights,
 )
 from detframe.metrics.error_costs import ConfusionCost, cost_of_rows, rank_confusions
@@ -54,6 +56,7 @@ class Diagnosis(NamedTuple):
     metrics: dict[str, Any]  # the content of a metrics file
     ious: list[float]  # COCO's and others that were asked for, ascending
     ap: AveragePrecisionIntervals  # at `ious`, with means over COCO's
+    f1: BestF1  # at `ious`
     evidence: Evidence  # what the page in W&B shows as well
     olrp: OptimalLrp
     confusions: list[ConfusionCost]
@@ -108,6 +111,7 @@ def diagnose_rows(
     areas = torch.from_numpy(evaluation.table["area"].to_numpy().copy())[rows.truth_rows]
     weights = bootstrap_weights(images, replicates, seed)
     all_ious = sorted({*COCO_IOUS, *ious})
+    evaluated = evaluated_images(detections, truths, all_ious)
     evidence = examine(rows, classes, aim)
     counted, _ = judge_precision(detections, truths)
     errors = evidence.errors
@@ -115,7 +119,10 @@ def diagnose_rows(
         rows=rows,
         metrics=mean_average_precision(rows, areas, evaluation.class_names),
         ious=all_ious,
-        ap=_intervals(detections, truths, all_ious, classes, weights),
+        ap=average_precision_intervals(
+            evaluated, classes, weights, averaged=[all_ious.index(iou) for iou in COCO_IOUS]
+        ),
+        f1=best_f1_intervals(evaluated, weights),
         evidence=evidence,
         olrp=optimal_lrp(
             detections.scores.numpy()[counted],
@@ -142,14 +149,6 @@ def evaluated_images(detections: DetectionRows, truths: TruthRows, ious: Sequenc
         object_labels=truths.labels[counted].numpy(),
         object_images=truths.images[counted].numpy(),
     )
-
-
-def _intervals(
-    detections: DetectionRows, truths: TruthRows, ious: list[float], classes: int, weights: NDArray[np.int32]
-) -> AveragePrecisionIntervals:
-    evaluated = evaluated_images(detections, truths, ious)
-    averaged = [place for place, iou in enumerate(ious) if iou in COCO_IOUS]
-    return average_precision_intervals(evaluated, classes, weights, averaged=averaged)
 
 
 def _slice_results(

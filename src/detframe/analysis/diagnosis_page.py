@@ -39,7 +39,7 @@ MEANINGS = {
     ErrorType.MISSED: "an object that nothing was near to finding",
 }
 
-_INK, _MEAN = "#0072b2", "#222222"
+_INK, _MEAN, _F1 = "#0072b2", "#222222", "#777777"
 _POINTS = 200
 
 
@@ -123,19 +123,22 @@ def _classes(evaluation: Evaluation, diagnosis: Diagnosis) -> Section:
         f"mAP by COCO's object sizes: {sizes}. AP has bootstrap intervals over images, too narrow for classes of few "
         "objects. oLRP is an error: 0 is best; its parts are 1 - IoU of what was found, 1 - precision and 1 - recall "
         "at its best threshold. The threshold is the one for the aim that was asked for, with what it gives. ECE is "
-        "the mean distance of score and precision.",
+        "the mean distance of score and precision. F1 in the picture counts all classes together, at the one threshold "
+        "that is best at this IoU.",
         table=Rows(columns, rows),
         plots=[_by_iou(evaluation, diagnosis)],
     )
 
 
 def _by_iou(evaluation: Evaluation, diagnosis: Diagnosis) -> Markup:
-    figure, axes = _axes("IoU that counts as found", "AP")
-    by_iou, ious = diagnosis.ap, diagnosis.ious
+    figure, axes = _axes("IoU that counts as found", "AP, F1")
+    by_iou, f1, ious = diagnosis.ap, diagnosis.f1.f1, diagnosis.ious
     axes.fill_between(ious, by_iou.per_iou.low, by_iou.per_iou.high, color=_MEAN, alpha=0.15, lw=0)
     for label in _shown(diagnosis):
         axes.plot(ious, by_iou.per_class_and_iou.estimate[label], label=evaluation.class_names[label], lw=1.2)
-    axes.plot(ious, by_iou.per_iou.estimate, color=_MEAN, lw=2.5, label="mean, 95 %")
+    axes.plot(ious, by_iou.per_iou.estimate, color=_MEAN, lw=2.5, label="mean AP, 95 %")
+    axes.fill_between(ious, f1.low, f1.high, color=_F1, alpha=0.12, lw=0)
+    axes.plot(ious, f1.estimate, "--", color=_F1, lw=1.6, label="F1, one threshold, 95 %")
     axes.set_title("Found, but badly placed: the fall to the right", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     return plot(figure)

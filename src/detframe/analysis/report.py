@@ -53,6 +53,9 @@ def report(evaluation: Evaluation, diagnosis: Diagnosis, verdicts: Verdicts | No
         "ious": diagnosis.ious,
         "ap_by_iou": diagnosis.ap.per_iou.estimate,
         "ap_by_iou_interval": [diagnosis.ap.per_iou.low, diagnosis.ap.per_iou.high],
+        "f1_by_iou": diagnosis.f1.f1.estimate,
+        "f1_by_iou_interval": [diagnosis.f1.f1.low, diagnosis.f1.f1.high],
+        "f1_by_iou_threshold": diagnosis.f1.thresholds,
         "per_class": per_class,
         "calibration": {
             "detection_ece": calibration.detection_ece,

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from detframe.metrics.average_precision import IGNORED, TRUE_POSITIVE
 from detframe.metrics.columns import check_labels, check_lengths, mean_of_known
+from detframe.metrics.operating_points import best_f1, threshold_curve
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +54,13 @@ class AveragePrecisionIntervals(NamedTuple):
     per_class: Interval  # [C], mean over the IoUs asked for
     per_iou: Interval  # [T], mean over the classes that have objects
     overall: Interval  # [], mean of these over classes: mAP
+
+
+class BestF1(NamedTuple):
+    """The highest F1 over all classes with one threshold for all, at each of ``T`` IoUs."""
+
+    thresholds: Floats  # [T], NaN where nothing is found
+    f1: Interval  # [T]
 
 
 def bootstrap_weights(images: int, replicates: int, seed: int) -> NDArray[np.int32]:
@@ -136,6 +144,35 @@ def weighted_average_precision(evaluated: EvaluatedImages, classes: int, weights
         for c, one in ranked.items():
             result[part, c] = _ranked_average_precision(one, drawn).T
     return result
+
+
+def best_f1_intervals(evaluated: EvaluatedImages, weights: NDArray[np.int32], level: float = 0.95) -> BestF1:
+    """F1 of all classes together at the one threshold where it is highest, with bootstrap intervals.
+
+    The threshold is that of all images: a detector is not given another for each sample of what it will meet. The
+    estimate is the best of many, and so a little too high for new images.
+
+    Args:
+        evaluated: As for :func:`average_precision_intervals`.
+        weights: ``[B, I]``, from :func:`bootstrap_weights`.
+        level: As for :func:`average_precision_intervals`.
+    """
+    images, ious = weights.shape[1], evaluated.outcomes.shape[1]
+    thresholds, estimate = np.full(ious, np.nan), np.zeros(ious)
+    replicates = np.zeros((len(weights), ious))
+    objects = np.bincount(evaluated.object_images, minlength=images)
+    for t in range(ious):
+        counted = evaluated.outcomes[:, t] != IGNORED
+        hit = evaluated.outcomes[:, t] == TRUE_POSITIVE
+        point = best_f1(threshold_curve(evaluated.scores[counted], hit[counted], len(evaluated.object_images)))
+        if point is None:
+            continue
+        thresholds[t], estimate[t] = point.threshold, point.f1
+        kept = counted & (evaluated.scores >= point.threshold)
+        hits = weights @ np.bincount(evaluated.images[kept & hit], minlength=images)
+        total = weights @ (np.bincount(evaluated.images[kept], minlength=images) + objects)  # F1 is 2 TP / (D + G)
+        replicates[:, t] = 2 * hits / np.maximum(total, 1)
+    return BestF1(thresholds, basic_interval(estimate, replicates, level))
 
 
 def basic_interval(estimate: Floats, replicates: Floats, level: float) -> Interval:
