@@ -161,7 +161,7 @@ def draw(rows: list[Measured], path: Path) -> None:
     for part in dict.fromkeys(row.part for row in rows):
         of_part = sorted((row for row in rows if row.part == part), key=lambda row: row.images)
         left.loglog([row.images for row in of_part], [row.seconds for row in of_part], "o-", label=part)
-        right.loglog([row.images for row in of_part], [row.peak_bytes / 1e9 for row in of_part], "o-")
+        right.semilogx([row.images for row in of_part], [row.peak_bytes / 1e9 for row in of_part], "o-")
     fastest = min(row.seconds for row in rows if row.images == sizes[0])
     rule = sizes * np.log(sizes)
     left.loglog(sizes, fastest / 2 * rule / rule[0], "k:", label="n log n")
@@ -169,7 +169,8 @@ def draw(rows: list[Measured], path: Path) -> None:
     right.set(xlabel="images", ylabel="peak memory, GB")
     for axes in (left, right):
         axes.grid(which="major", alpha=0.3)
-    left.legend(loc="upper left", fontsize=8)
+    right.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 
