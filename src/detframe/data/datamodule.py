@@ -191,7 +191,8 @@ class DetectionDataModule(LightningDataModule):
         note = f"{len(held)} of {len(whole)} training images are held out for validation"
         if self.group_by is not None:
             groups = sorted(set(self._indices["val"].column(self.group_by)))
-            note += f", {self.group_by} {', '.join(groups[:5])}" + (f" and {len(groups) - 5} more" * (len(groups) > 5))
+            more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+            note += f", {self.group_by} {', '.join(groups[:5])}{more}"
         rank_zero_info(f"{note}.")
         return self._indices["train"], self._indices["val"]
 
