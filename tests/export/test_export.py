@@ -26,13 +26,15 @@ import detframe.export.quantize as quantize_module
 import detframe.export.torchscript as torchscript_module
 import detframe.export.verb as verb_module
 from detframe.cli import main
+from detframe.data.annotations import DataError
 from detframe.data.coco import read_coco
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.scenes import CLASS_NAMES
+from detframe.data.synthetic import write_dataset
 from detframe.export.artefact import Artefact
 from detframe.export.half import HalfDetector
-from detframe.export.proof_images import calibration_paths
+from detframe.export.proof_images import calibration_paths, split_of_run
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, Metadata, load
 from detframe.export.verify import Difference, Proof, difference, strange_images
 from detframe.metrics.rows import TruthRows
@@ -330,6 +332,23 @@ def test_held_out_images_prove_and_choose_thresholds(
     assert set(report["metadata"]["thresholds"]) == set(CLASS_NAMES)
     paths = calibration_paths(tmp_path / "config.yaml")
     assert paths == [data.index("train").path(place) for place in range(2)]
+
+
+def test_held_out_images_that_were_trained_on_prove_nothing(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", train=6, val=1, test=1)
+    index = DetectionDataModule(root=data, train="train.json", val_fraction=0.5).index("val")
+    block = {"root": str(data), "train": "train.json", "val_fraction": 0.5, "group_by": None, "seed": 0}
+    config, manifest = tmp_path / "config.yaml", tmp_path / "data_manifest.json"
+    config.write_text(yaml.safe_dump({"data": block}))
+    hashes = index.hashes(index.image_digests())
+    for recorded in (hashes, hashes | {"annotations_hash": "of labels that have been mended since"}):
+        manifest.write_text(json.dumps({"splits": {"val": recorded}}))
+        split = split_of_run(None, tmp_path, 0, list(CLASS_NAMES))
+        assert split is not None
+        assert split.hash == hashes["hash"]
+    config.write_text(yaml.safe_dump({"data": block | {"seed": 1}}))
+    with pytest.raises(DataError, match=r"may have trained on them\..*--data"):
+        split_of_run(None, tmp_path, 0, list(CLASS_NAMES))
 
 
 def test_reduced_precision_is_judged_by_its_map() -> None:

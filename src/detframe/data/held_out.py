@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.sources import configuration_block, read_split
+
+
+class OtherHeldOutError(DataError):
+    """What a configuration holds out now is not what its run held out, so the run may have trained on it."""
 
 
 def hold_out(
@@ -63,7 +68,7 @@ def _nearest_sum(sizes: NDArray[np.int64], wanted: float) -> list[int]:
 
 
 def held_out_of_run(config: Path) -> tuple[AnnotationIndex, AnnotationIndex] | None:
-    """What a run trained on and what it held out, by its resolved configuration.
+    """What a run trained on and what it held out, by its resolved configuration and the manifest beside it.
 
     Args:
         config: ``config.yaml`` of a run, defaults included.
@@ -73,11 +78,25 @@ def held_out_of_run(config: Path) -> tuple[AnnotationIndex, AnnotationIndex] | N
 
     Raises:
         DataError: The training split cannot be read.
+        OtherHeldOutError: Its held-out images are others than the run's ``data_manifest.json`` has.
     """
     block = configuration_block(config)
     if block is None or not block.get("train") or "val_fraction" not in block or block.get("val"):
         return None
     images = Path(block["images"]) if block.get("images") else None
     whole = read_split(Path(block["root"]), str(block["train"]), images)
-    kept, held = hold_out(whole, block["val_fraction"], block["group_by"], block["seed"])
-    return whole.subset(kept), whole.subset(held)
+    kept, held = map(whole.subset, hold_out(whole, block["val_fraction"], block["group_by"], block["seed"]))
+    manifest = config.with_name("data_manifest.json")
+    if manifest.is_file() and not _same_images(held, json.loads(manifest.read_bytes())["splits"].get("val", {})):
+        raise OtherHeldOutError(
+            f"{config}: the images of {whole.source} that would be held out now are not those that the run held out, "
+            "so it may have trained on them. Either they have changed since, or the run is of a version that dealt "
+            "them out otherwise. Name images that it has not seen with --data, or train anew."
+        )
+    return kept, held
+
+
+def _same_images(index: AnnotationIndex, recorded: dict[str, Any]) -> bool:
+    """Whether a split has the images that a manifest records; labels may have been mended since."""
+    same = not recorded or recorded["annotations_hash"] == index.annotations_hash()
+    return same or recorded["images_hash"] == index.images_hash()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detframe.data.annotations import AnnotationIndex, DataError, require_sound
-from detframe.data.held_out import held_out_of_run
+from detframe.data.held_out import OtherHeldOutError, held_out_of_run
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
 from detframe.export.runtime import Images
@@ -110,10 +110,12 @@ def split_of_run(data: Path | None, run: Path, images: int, class_names: list[st
         None where nothing was named and the run's own cannot be read.
 
     Raises:
-        DataError: What was named cannot be read, or has other classes.
+        DataError: What was named cannot be read, or has other classes; or the run may have trained on what it is.
     """
     try:
         return annotated_split(data if data is not None else run / "config.yaml", images, class_names)
+    except OtherHeldOutError:
+        raise
     except DataError:
         if data is not None:
             raise
