@@ -149,8 +149,24 @@ def test_a_score_can_promise_an_iou_instead(run: Path) -> None:
     assert not (run / "calibration.json").exists()
 
 
+def test_a_score_can_be_near_both_promises(run: Path) -> None:
+    found = {}
+    for target in ("precision", "iou", "both"):
+        out = run / f"{target}.ckpt"
+        assert main(["calibrate", str(run), "--target", target, "--out", str(out)]) == 0
+        figures = json.loads(out.with_suffix(".json").read_text())
+        assert figures["fit_seconds"] < 1
+        before, after = figures["test"]["before"], figures["test"]["after"]
+        found[target] = {key: after[key] / before[key] for key in ("d_ece", "laece0")}
+    assert max(found["both"].values()) < 0.4
+    assert max(found["both"].values()) < min(max(found[target].values()) for target in ("precision", "iou"))
+    page = run / "both.html"
+    assert "between the precision at IoU 0.5 and the IoU with the object found" in page.read_text()
+    assert page.read_text().count("<svg") == 5
+
+
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["isotonic", "platt"]), st.sampled_from(["precision", "iou"]))
+@given(st.integers(0, 10**6), st.sampled_from(["isotonic", "platt"]), st.sampled_from(["precision", "iou", "both"]))
 def test_map_stays(seed: int, method: Method, target: Target) -> None:
     split = split_of_table(made_up(seed, images=12))
     curves = fit(split, target, method, 2, np.ones(12, dtype=bool))

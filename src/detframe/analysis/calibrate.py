@@ -22,6 +22,7 @@ from detframe.analysis.calibration_figures import (
     FOLDS,
     Floats,
     Method,
+    Promise,
     Split,
     Target,
     calibrated,
@@ -30,6 +31,7 @@ from detframe.analysis.calibration_figures import (
     fit,
     judged,
     mean_ap,
+    promises,
     raw_scores,
     split_of_table,
 )
@@ -100,7 +102,8 @@ def calibrate(
     Args:
         run: A run's folder, with checkpoints/best.ckpt.
         target: What a score is to promise: `precision`, the share of true positives at IoU 0.5 (D-ECE), or `iou`, the
-            expected IoU with the object found (LaECE0). One curve cannot be both.
+            expected IoU with the object found (LaECE0). One curve cannot be both; `both` lies between the two, where
+            the larger part that is left of either error is smallest.
         method: `isotonic` follows any shape; `platt` is a line in logits, for few detections.
         out: The checkpoint to write instead; figures and page then take its name.
         overwrite: Replace files of an earlier calibration.
@@ -339,7 +342,7 @@ def _write_page(
                 "By chance: what true scores would show all the same, of so few detections; for LaECE0 an upper bound. "
                 "LaACE0 falls to the scatter of IoUs, not to 0.",
                 table=Rows(_COLUMNS, _rows(document[stage])),
-                plots=[_reliability(result, target)],
+                plots=[_reliability(result, promise) for promise in promises(target)],
             ),
             Section("By class", table=Rows(["class", "detections", "objects", *columns], per_class)),
         ]
@@ -350,21 +353,25 @@ def _write_page(
             plots=[_curves(curves, names)],
         )
     )
-    subtitle = f"{document['source']}: {document['method']}, a score is to be the {_promise(target)}"
+    subtitle = f"{document['source']}: {document['method']}, a score is to be {_said(target)}"
     write_page(path, "What calibration does to the scores", subtitle, sections)
 
 
-def _promise(target: str) -> str:
-    return "precision at IoU 0.5" if target == "precision" else "IoU with the object found"
+_PROMISES: dict[Promise, str] = {"precision": "precision at IoU 0.5", "iou": "IoU with the object found"}
 
 
-def _reliability(result: Result, target: Target) -> Markup:
+def _said(target: Target) -> str:
+    said = " and the ".join(_PROMISES[promise] for promise in promises(target))
+    return f"between the {said}" if target == "both" else f"the {said}"
+
+
+def _reliability(result: Result, promise: Promise) -> Markup:
     """Mean target over mean score by bin, and how many detections each bin has."""
     from matplotlib.figure import Figure
 
     from detframe.analysis.page import plot
 
-    rows, targets = judged(result.split, target)
+    rows, targets = judged(result.split, promise)
     figure = Figure(figsize=(5.6, 5.6))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")
@@ -375,7 +382,7 @@ def _reliability(result: Result, target: Target) -> Markup:
         bins = reliability_bins(scores[rows], targets, D_ECE_BINS)
         upper.plot(bins.mean_score, bins.mean_target, marker=marker, color=color, label=when, clip_on=False)
         lower.stairs(bins.counts, bins.edges, color=color)
-    upper.set(ylabel=_promise(target), xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel=_PROMISES[promise], xlim=(0, 1), ylim=(0, 1))
     upper.legend(frameon=False, loc="upper left")
     lower.set(xlabel="score", ylabel="detections", yscale="log")
     for axes in (upper, lower):

@@ -26,7 +26,8 @@ from detframe.metrics.columns import mean_of_known
 from detframe.score_curves import ScoreCurves, calibrate_scores
 
 Floats = NDArray[np.float64]
-Target = Literal["precision", "iou"]
+Promise = Literal["precision", "iou"]
+Target = Literal["precision", "iou", "both"]
 Method = Literal["isotonic", "platt"]
 
 FITS: dict[Method, Callable[[NDArray[Any], NDArray[Any], NDArray[Any], int], ScoreCurves]] = {
@@ -35,6 +36,9 @@ FITS: dict[Method, Callable[[NDArray[Any], NDArray[Any], NDArray[Any], int], Sco
 }
 FOLDS = 5
 """Parts of the validation images, each of which is judged by curves that the others gave."""
+
+SHARES = np.linspace(0, 1, 21)
+"""Of the curve to precision that are tried where a score is to be near both promises."""
 
 D_ECE_BINS, D_ECE_MIN_SCORE, LAECE_BINS = 10, 0.3, 25  # fiveai/detection_calibration
 
@@ -56,9 +60,14 @@ def split_of_table(table: pa.Table) -> Split:
     return Split(rows, areas, precision=judge_precision(found, present), iou=judge_iou(found, present))
 
 
-def judged(split: Split, target: Target) -> Judged:
-    """What calibrated scores are to promise."""
-    return split.precision if target == "precision" else split.iou
+def promises(target: Target) -> tuple[Promise, ...]:
+    """What calibrated scores are to be near."""
+    return ("precision", "iou") if target == "both" else (target,)
+
+
+def judged(split: Split, promise: Promise) -> Judged:
+    """What a promise is held against."""
+    return split.precision if promise == "precision" else split.iou
 
 
 def mean_ap(split: Split, scores: Floats, names: Sequence[str]) -> float:
@@ -78,16 +87,44 @@ def fit(split: Split, target: Target, method: Method, classes: int, images: NDAr
 
     Args:
         split: Detections and what they found.
-        target: What scores are to promise.
+        target: What scores are to promise. Those to be near both lie between the two curves, where the larger part
+            that is left of D-ECE or of LaECE0 is smallest on these images.
         method: Of fitting.
         classes: C.
         images: ``[I]``, which of the split's images.
     """
-    rows, targets = judged(split, target)
+    ends = [_fit(split, promise, method, classes, images) for promise in promises(target)]
+    if len(ends) == 1:
+        return ends[0]
+    to_precision, to_iou = ends
+    # In logits, as there a mean of curves that rise by MIN_SLOPE does so too.
+    between = [to_iou._replace(logits=torch.lerp(to_iou.logits, to_precision.logits, share)) for share in SHARES]
+    before = _both_errors(split, raw_scores(split), classes, images)
+    left = [(_both_errors(split, calibrated(split, curves), classes, images) / before).max() for curves in between]
+    return between[int(np.argmin(left))]
+
+
+def _fit(split: Split, promise: Promise, method: Method, classes: int, images: NDArray[np.bool_]) -> ScoreCurves:
+    rows, targets = _among(judged(split, promise), split, images)
     found = split.rows.detections
-    used = images[found.images.numpy()[rows]]
-    rows = rows[used]
-    return FITS[method](found.scores.numpy()[rows], targets[used], found.labels.numpy()[rows], classes)
+    return FITS[method](found.scores.numpy()[rows], targets, found.labels.numpy()[rows], classes)
+
+
+def _among(judged: Judged, split: Split, images: NDArray[np.bool_]) -> Judged:
+    used = images[split.rows.detections.images.numpy()[judged.rows]]
+    return Judged(judged.rows[used], judged.targets[used])
+
+
+def _both_errors(split: Split, scores: Floats, classes: int, images: NDArray[np.bool_]) -> Floats:
+    """D-ECE and LaECE0 of some images, ``[2]``; the least number above 0 where there is none or nothing to judge."""
+    labels, present = split.rows.detections.labels.numpy(), split.rows.truths
+    hit, near = _among(split.precision, split, images), _among(split.iou, split, images)
+    asked = ~present.ignore.numpy() & images[present.images.numpy()]
+    positives = np.bincount(present.labels.numpy()[asked], minlength=classes)
+    d_ece = detection_ece(scores[hit.rows], hit.targets, D_ECE_BINS, D_ECE_MIN_SCORE)
+    laece = localisation_aware_ece(scores[near.rows], near.targets, labels[near.rows], positives, LAECE_BINS)
+    both: Floats = np.nan_to_num(np.array([d_ece, laece.mean]))
+    return both.clip(min=np.finfo(np.float64).tiny)
 
 
 def calibrated(split: Split, curves: ScoreCurves) -> Floats:
