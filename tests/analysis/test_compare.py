@@ -165,13 +165,32 @@ def test_other_data_are_refused(
         ("margin: {map: 1}", "has 'margin'; a gate has margins"),
         ("margins: {map: -1}", "A number from 0 on is needed"),
         ("margins: {mapp: 0.1}", "The gate names 'mapp', which nothing is called. There are map,"),
-        ("must_pass: [nowhere.jpg]", "names 'nowhere.jpg', which"),
-        ("slower: 1.1", "Give --benchmark"),
         ("must_pass: [3]", "must_pass has 3"),
     ):
         (tmp_path / "gate.yaml").write_text(text)
         options = ["--data", str(detected[0]), "--gate", str(tmp_path / "gate.yaml"), "--replicates", "5"]
         assert main([*arguments, *options, "--measured", "0"]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
+
+
+def test_what_a_gate_cannot_ask_is_said_before_the_long_part(
+    detected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detframe.analysis.comparison.compare_evaluations", None)
+    name = json.loads(detected[0].read_text())["images"][0]["file_name"]
+    for content, words in (
+        ({"must_pass": ["nowhere.jpg"]}, "names 'nowhere.jpg', which"),
+        (
+            {"must_pass": [{"image": name, "annotation": 10**6}]},
+            f"names annotation 1000000 of {name}, which has no such",
+        ),
+        ({"slower": 1.1}, "Give --benchmark"),
+    ):
+        (tmp_path / "gate.yaml").write_text(json.dumps(content))
+        options = ["--data", str(detected[0]), "--gate", str(tmp_path / "gate.yaml"), "--out", str(tmp_path / "out")]
+        assert main(["compare", str(detected[1]), str(detected[1]), *options, "--measured", "0"]) == 2
         error = capsys.readouterr().err
         assert words in error
         assert len(error.splitlines()) == 1

@@ -72,7 +72,7 @@ def compare(
     from detframe.analysis.comparison import compare_evaluations
     from detframe.analysis.comparison_report import as_json, as_markdown, headline, write_comparison_page
     from detframe.analysis.diagnosis import parse_aim
-    from detframe.analysis.gate import Gate, judge, read_gate, read_speed
+    from detframe.analysis.gate import Gate, judge, read_gate, read_speed, require_answerable
     from detframe.analysis.slicing import image_properties
     from detframe.data.annotations import DataError
     from detframe.data.images import ImageError
@@ -84,6 +84,7 @@ def compare(
         asked = Gate({}, [], [], None, None) if gate is None else read_gate(gate)
         speed = None if benchmark is None else read_speed(benchmark)
         evaluations = [_read(path, data) for path in (base, candidate)]
+        require_answerable(asked, evaluations[1], speed)
         with console.status("Reading images") as status:
             of_images = image_properties(evaluations[0], measured)
             status.update("Counting")

@@ -8,7 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from detframe.analysis.comparison import Compared, Comparison, Line, Verdict
+from detframe.analysis.evaluation import Evaluation
 from detframe.data.annotations import DataError
 from detframe.data.yaml_files import read_yaml
 from detframe.metrics.average_precision import FALSE_POSITIVE
@@ -101,11 +104,29 @@ def read_speed(path: Path) -> Speed:
     return Speed(names, milliseconds, megabytes)
 
 
-def judge(gate: Gate, comparison: Comparison, speed: Speed | None) -> list[Judgement]:
-    """Whether each condition holds.
+def require_answerable(gate: Gate, candidate: Evaluation, speed: Speed | None) -> None:
+    """Refuse what can be refused before anything is counted, which takes long.
 
     Raises:
-        DataError: A condition is about something that there is not.
+        DataError: A condition is about an image, an object or a speed that is not known.
+    """
+    id_of = dict(zip(candidate.file_names, candidate.image_ids, strict=True))
+    objects = set(zip(*(candidate.table[name].to_pylist() for name in ("image_id", "annotation_id")), strict=True))
+    for image, annotation in gate.must_pass:
+        if image not in id_of:
+            raise DataError(f"The gate's must_pass names {image!r}, which {candidate.source} does not have.")
+        if annotation is not None and (id_of[image], annotation) not in objects:
+            raise DataError(f"The gate's must_pass names annotation {annotation} of {image}, which has no such.")
+    for limit, what in ((gate.slower, "slower"), (gate.larger, "larger")):
+        if limit is not None and speed is None:
+            raise DataError(f"The gate limits how much {what} the candidate may be. Give --benchmark, or take it out.")
+
+
+def judge(gate: Gate, comparison: Comparison, speed: Speed | None) -> list[Judgement]:
+    """Whether each condition of a gate that :func:`require_answerable` let pass holds.
+
+    Raises:
+        DataError: A condition is about a line that there is not.
     """
     found = [judgement for pattern in gate.margins for judgement in _within_margins(pattern, gate, comparison.lines)]
     for name in gate.must_improve:
@@ -114,16 +135,14 @@ def judge(gate: Gate, comparison: Comparison, speed: Speed | None) -> list[Judge
             raise _no_line(name, comparison.lines)
         found.append(Judgement(f"{name} improves", line.verdict is Verdict.BETTER, _said(line)))
     found += _passed(gate.must_pass, comparison.candidate)
-    for limit, what, values in (
-        (gate.slower, "slower", None if speed is None else speed.milliseconds),
-        (gate.larger, "larger", None if speed is None else speed.megabytes),
-    ):
-        if limit is None:
-            continue
-        if values is None:
-            raise DataError(f"The gate limits how much {what} the candidate may be. Give --benchmark, or take it out.")
-        ratio = values[1] / values[0]
-        found.append(Judgement(f"at most {limit:g} times {what}", ratio <= limit, f"{ratio:.2f} times"))
+    if speed is not None:
+        for limit, what, (base, ours) in (
+            (gate.slower, "slower", speed.milliseconds),
+            (gate.larger, "larger", speed.megabytes),
+        ):
+            if limit is not None:
+                said = f"{ours / base:.2f} times"
+                found.append(Judgement(f"at most {limit:g} times {what}", ours <= limit * base, said))
     return found
 
 
@@ -150,8 +169,6 @@ def _said(line: Line) -> str:
 
 def _passed(asked: Sequence[MustPass], candidate: Compared) -> list[Judgement]:
     """Whether the images and objects that must pass do."""
-    if not asked:
-        return []
     evaluation, errors = candidate.evaluation, candidate.operating.errors
     place_of = {name: place for place, name in enumerate(evaluation.file_names)}
     ids = evaluation.table["annotation_id"].to_numpy(zero_copy_only=False)[candidate.rows.truth_rows.numpy()]
@@ -159,14 +176,9 @@ def _passed(asked: Sequence[MustPass], candidate: Compared) -> list[Judgement]:
     false = errors.outcome == FALSE_POSITIVE
     judgements = []
     for image, annotation in asked:
-        if image not in place_of:
-            raise DataError(f"The gate's must_pass names {image!r}, which {evaluation.source} does not have.")
         own = errors.truths.images == place_of[image]
         if annotation is not None:
-            rows = (own.numpy() & (ids == annotation)).nonzero()[0]
-            if not len(rows):
-                raise DataError(f"The gate's must_pass names annotation {annotation} of {image}, which has no such.")
-            found = not bool(missed[int(rows[0])])
+            found = not bool(missed[own & torch.from_numpy(ids == annotation)].any())
             said = "found" if found else "missed"
             judgements.append(Judgement(f"object {annotation} of {image} is found", found, said))
             continue
