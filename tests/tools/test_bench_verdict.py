@@ -24,9 +24,9 @@ def scene() -> Any:  # noqa: ANN401 - of a module that is no package's
     return bench.Scene(pixels, {7: (BOX, 1)})
 
 
-@pytest.mark.parametrize(("history", "centre"), [("faded", (186, 206)), ("strange", (205, 205)), ("label", (50, 50))])
+@pytest.mark.parametrize(("history", "centre"), [("faded", (186, 206)), ("strange", (120, 135)), ("label", (50, 50))])
 def test_a_history_changes_pixels_or_the_label_and_never_both(history: str, centre: tuple[int, int]) -> None:
-    made, histories = bench.with_histories([scene()], {history: 1.0}, bench.invert, 3, np.random.default_rng(0))
+    made, histories = bench.with_histories([scene()], {history: 1.0}, bench.chequer, 3, np.random.default_rng(0))
     assert histories[7][:2] == (history, 0)
     assert histories[7].box == BOX
     assert histories[7].label == 1
