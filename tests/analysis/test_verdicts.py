@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from detframe.analysis.diagnosis import Diagnosis, diagnose_rows, parse_aim
 from detframe.analysis.embeddings import EMBEDDED
 from detframe.analysis.evaluation import Evaluation, read_run
 from detframe.analysis.mistakes import Mistake, mistakes
 from detframe.analysis.prediction_table import schema_table
-from detframe.analysis.verdicts import Judgement, Training, Verdict, count_verdicts, judge_run, right_shares
+from detframe.analysis.verdicts import Judgement, Verdict, count_verdicts, judge_run
 from detframe.cli import main
 from detframe.metrics.errors import ErrorType
 
@@ -143,28 +142,6 @@ def test_a_cause_is_named(
     assert judged[mistake].confidence > 0.5
 
 
-def test_what_scores_like_false_detections_is_believed_as_little() -> None:
-    scores = torch.linspace(0, 1, 121)
-    nothing = torch.empty(0)
-    training = Training(
-        table=schema_table({}, 0),
-        objects=nothing,
-        object_labels=nothing,
-        object_rows=nothing,
-        spacing=nothing,
-        apartness=nothing,
-        detections=torch.eye(2)[torch.arange(121) % 2],
-        detection_labels=torch.zeros(121, dtype=torch.int64),
-        detection_scores=scores,
-        detection_right=(scores > 0.5).float(),
-    )
-    asked = torch.tensor([0.9, 0.1, 0.5])
-    found = right_shares(torch.eye(2)[[0, 0, 1]], asked, torch.zeros(3, dtype=torch.int64), training)
-    assert found[1].tolist() == pytest.approx([1, 0, 0.5], abs=1 / 30)
-    unknown = right_shares(torch.eye(2), asked[:2], torch.ones(2, dtype=torch.int64), training)
-    assert unknown.isnan().all()
-
-
 def test_the_evidence_can_be_counted(judged: dict[tuple[int, ErrorType, int], Judgement], run: Path) -> None:
     gap, hard = judged[3, ErrorType.MISSED, 5], judged[3, ErrorType.MISSED, 6]
     bolts = 4 * TRAINING_IMAGES
@@ -177,7 +154,6 @@ def test_the_evidence_can_be_counted(judged: dict[tuple[int, ErrorType, int], Ju
         assert table["kind"][row].as_py() == "truth"
         assert int(np.argmax(vector)) == 2
     assert judged[0, ErrorType.BACKGROUND, 5].right == 1
-    assert judged[0, ErrorType.BACKGROUND, 5].right_by_score == 1
 
 
 def test_the_report_has_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

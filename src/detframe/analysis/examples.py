@@ -126,10 +126,7 @@ def evidence(judgement: Judgement) -> str:
     alike = f"{judgement.alike} objects like it in training (p {judgement.typicality:.3f})"
     if math.isnan(judgement.right):
         return f"{said}: {alike}."
-    return (
-        f"{said}: {alike}; of what was detected there, {judgement.right:.0%} of what looks alike and "
-        f"{judgement.right_by_score:.0%} of what scores alike was such an object."
-    )
+    return f"{said}: {alike}; of what looks alike there, {judgement.right:.0%} was such an object."
 
 
 def _nearest(verdicts: Verdicts, judgement: Judgement) -> Iterator[Image.Image]:

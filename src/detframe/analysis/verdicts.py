@@ -3,10 +3,8 @@
 Of each mistake three shares are found, which add up to 1; the largest is the verdict and its value the confidence.
 
 - *annotation issue*: ``right * p / (LIMIT + p)``. ``right`` is the share, of the training detections of its class that
-  the detection looks like, that were right, times the same of those with nearly its score: hardly visible objects look
-  like many that were found in training, and are detected with little confidence. Where no detection is near, nothing
-  speaks against the label: one of nothing at all is a data gap here, as the places that it looks like in training are
-  no objects.
+  the detection looks like, that were right. Where no detection is near, nothing speaks against the label: one of
+  nothing at all is a data gap here, as the places that it looks like in training are no objects.
 - *data gap*: of what is left, ``LIMIT / (LIMIT + p)``.
 - *model limitation*: the rest. There are such objects in training, the label looks right, and still.
 
@@ -49,9 +47,8 @@ LIMIT = 0.05
 SURE = 0.5
 """Least confidence of a verdict; below, the evidence cannot tell."""
 
-LIKE, JUDGED, SCORED, SHOWN = 3, 10, 30, 3
-"""Objects that a distance goes to; training detections that are asked how they ended, by look and by score; neighbours
-shown.
+LIKE, JUDGED, SHOWN = 3, 10, 3
+"""Objects that a distance goes to, training detections that are asked how they ended, neighbours shown.
 
 To the third nearest, because one stray instance in training, or two, are a gap still."""
 
@@ -77,7 +74,6 @@ class Judgement(NamedTuple):
     typicality: float  # 0..1, conformal p-value of the distance to the training objects of the class
     alike: int  # training objects of the class that are no further away than those are from each other
     right: float  # 0..1, share of the training detections like the one in question that were right; NaN for none
-    right_by_score: float  # 0..1, the same of those with nearly its score
     nearest: tuple[int, ...]  # rows of the training table, the nearest first
 
 
@@ -92,7 +88,6 @@ class Training(NamedTuple):
     apartness: Tensor  # [G] the same, of that of these nearest
     detections: Tensor  # [D, D'] unit vectors of its detections
     detection_labels: Tensor  # [D] int64
-    detection_scores: Tensor  # [D] 0..1
     detection_right: Tensor  # [D] float, 1 for those that found an object
 
 
@@ -167,7 +162,6 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
         apartness=apartness,
         detections=detections[counted],
         detection_labels=rows.detections.labels[counted],
-        detection_scores=rows.detections.scores[counted],
         detection_right=(errors.outcome[counted] == TRUE_POSITIVE).float(),
     )
 
@@ -218,15 +212,14 @@ def judge(
     beside = torch.tensor(partners, dtype=torch.int64)
     known = ~vectors[own].isnan().any(dim=1)
     typicality, alike, neighbours = _among_objects(vectors[own], labels, training)
-    right = torch.full((2, len(found)), torch.nan, dtype=torch.float64)
-    suspicion = torch.zeros_like(right[0])  # of an object that no detection is near, nothing speaks against the label
+    right = torch.full((len(found),), torch.nan, dtype=torch.float64)
+    suspicion = torch.zeros_like(right)  # of an object that no detection is near, nothing speaks against the label
     with_detection = beside >= 0
     rows = detection_rows[beside[with_detection]]
     detected = errors.detections.labels[beside[with_detection]]
-    scores = errors.detections.scores[beside[with_detection]]
-    right[:, with_detection] = right_shares(vectors[rows], scores, detected, training)
+    right[with_detection] = _right(vectors[rows], detected, training)
     typical = _among_objects(vectors[rows], detected, training)[0]
-    suspicion[with_detection] = right[:, with_detection].prod(dim=0) * typical / (typical + LIMIT)
+    suspicion[with_detection] = right[with_detection] * typical / (typical + LIMIT)
     doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in found], dtype=torch.bool)
     suspicion[doubled] = 0.0  # the label is what made the other one right
     suspicion = suspicion.nan_to_num(0.0)
@@ -241,8 +234,7 @@ def judge(
             suspicion=float(suspicion[i]),
             typicality=float(typicality[i]),
             alike=int(alike[i]),
-            right=float(right[0, i]),
-            right_by_score=float(right[1, i]),
+            right=float(right[i]),
             nearest=tuple(int(training.object_rows[row]) for row in neighbours.rows[i].tolist() if row >= 0),
         )
         if known[i]
@@ -323,25 +315,13 @@ def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple
     return typicality, alike, Neighbours(rows, distances)
 
 
-def right_shares(vectors: Tensor, scores: Tensor, labels: Tensor, training: Training) -> Tensor:
-    """Of the training detections of the class the share that were right, ``[2, M]``; NaN where there are none.
-
-    First of the :data:`JUDGED` that look most alike, then of the :data:`SCORED` with the nearest scores.
-
-    Args:
-        vectors: ``[M, D']`` unit vectors.
-        scores: ``[M]`` 0..1.
-        labels: ``[M]``.
-        training: With detections from the operating thresholds on.
-    """
-    share = torch.full((2, len(vectors)), torch.nan, dtype=torch.float64)
+def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
+    """Of the training detections of the class that are most alike, the share that were right, ``[M]``; NaN for none."""
+    share = torch.full((len(vectors),), torch.nan, dtype=torch.float64)
     for label in labels.unique().tolist():
         asked = labels == label
         of_class = training.detection_labels == label
         found = nearest_neighbours(vectors[asked], training.detections[of_class], JUDGED).rows
         ended = torch.nn.functional.pad(training.detection_right[of_class], (0, 1), value=torch.nan)  # at -1
-        share[0, asked] = ended[found].nanmean(dim=1).double()
-        apart = (scores[asked, None] - training.detection_scores[of_class]).abs()
-        near = apart.topk(min(SCORED, apart.shape[1]), largest=False).indices
-        share[1, asked] = ended[near].mean(dim=1).double()
+        share[asked] = ended[found].nanmean(dim=1).double()
     return share
