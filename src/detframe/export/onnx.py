@@ -36,6 +36,7 @@ def write_onnx(artefact: Artefact, metadata: Metadata, path: Path) -> None:
                 custom_translation_table={
                     torch.ops.torchvision.nms.default: _nms,
                     torch.ops.aten._upsample_bilinear2d_aa.default: resize_antialiased,
+                    torch.ops.aten.sort.stable: _stable_sort,
                 },
                 verbose=False,
             )
@@ -44,6 +45,12 @@ def write_onnx(artefact: Artefact, metadata: Metadata, path: Path) -> None:
     assert program is not None
     program.model.metadata_props[METADATA] = metadata.to_json()
     program.save(str(path))
+
+
+def _stable_sort(values: Any, *, stable: bool | None, dim: int = -1, descending: bool = False) -> Any:  # noqa: ANN401
+    """``torch.sort`` as the whole of ONNX's TopK, which puts the lower place first where values are equal."""
+    length = op.Reshape(op.Gather(op.Shape(values), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
+    return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
 
 
 def _nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:  # noqa: ANN401 - values of a graph in the making
