@@ -218,15 +218,15 @@ def test_a_transformer_that_cannot_be_scripted_is_traced(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", FORMATS)
-def test_calibration_is_inside(format_: str, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_calibration_is_inside(name: str, run: Path, tmp_path: Path) -> None:
     task = task_of(run)
     task.detector.calibration = Calibration(len(CLASS_NAMES))
     task.detector.calibration.logits += 1.5  # scores rise, and their order stays
     path = save(task, tmp_path / "checkpoints" / "calibrated.ckpt")
     data = str(run.parents[1] / "data" / "test.json")
-    assert main(["export", str(path), "--data", data, "--to", format_]) == 0
-    found = load(tmp_path / "export" / FORMATS[format_])
+    assert main(["export", str(path), "--data", data, "--to", name]) == 0
+    found = load(tmp_path / "export" / FORMATS[name])
     assert found.metadata.calibrated
     assert found.metadata.thresholds == {}  # the test split is not for choosing
     images = strange_images(96, 128)["wide"]

@@ -49,6 +49,7 @@ _COLUMNS = ["", "before", "after", "change", "by chance"]
 _READ = ["kind", "image_id", "label", "class_name", "x1", "y1", "x2", "y2", "area", "score", "ignore"]
 _VERBS = {"val": "validate", "test": "test"}
 _ERRORS = {"d_ece": "D-ECE", "laece0": "LaECE0", "laace0": "LaACE0"}
+_PROMISES: dict[Promise, str] = {"precision": "precision at IoU 0.5", "iou": "IoU with the object found"}
 
 
 class CalibrationError(ValueError):
@@ -355,9 +356,6 @@ def _write_page(
     )
     subtitle = f"{document['source']}: {document['method']}, a score is to be {_said(target)}"
     write_page(path, "What calibration does to the scores", subtitle, sections)
-
-
-_PROMISES: dict[Promise, str] = {"precision": "precision at IoU 0.5", "iou": "IoU with the object found"}
 
 
 def _said(target: Target) -> str:
