@@ -74,16 +74,17 @@ def _compare(padded: PaddedRows, sizes: Tensor, usual: _Usual, evidence: Evidenc
     detections, targets = padded.detections, padded.targets
     used, present = detections.valid, targets.valid
     detection_rows, truth_rows = padded.detection_rows[:, :-1][used], padded.truth_rows[:, :-1][present]
-    between = pairwise_iou(detections.boxes, detections.boxes) * (used[:, :, None] & used[:, None])  # [B, K, K]
     overlap = pairwise_iou(detections.boxes, targets.boxes) * (used[:, :, None] & present[:, None])  # [B, K, N]
     limits = sizes.flip(1)[:, None]  # [B, 1, 2] width, height
     order = torch.arange(used.shape[1])
     score = detections.scores
     surer = (score[:, None] > score[:, :, None]) | ((score[:, None] == score[:, :, None]) & (order < order[:, None]))
+    surer &= used[:, :, None] & used[:, None]
+    with_surer = pairwise_iou(detections.boxes, detections.boxes).mul_(surer)  # [B, K, K]
     free = (_largest(overlap, 2) < NEAR) & used
-    blocked = ((between >= NEAR) & surer & free[:, None]).any(dim=2)
+    blocked = ((with_surer >= NEAR) & free[:, None]).any(dim=2)
     evidence.unlabelled[detection_rows] = (free & ~blocked)[used]
-    figures = _detection_figures(padded, overlap, between * surer, limits, usual)
+    figures = _detection_figures(padded, overlap, with_surer, limits, usual)
     evidence.detections[detection_rows] = figures[used]
     if not overlap.shape[2]:
         return
@@ -112,8 +113,10 @@ def _label_figures(padded: PaddedRows, overlap: Tensor, twins: Tensor, limits: T
     labels = torch.nn.functional.pad(padded.detections.labels, (0, 1), value=-1)
     alike = labels[:, :, None] == targets.labels[:, None]
     agreement = scores[:, :, None] * slot
-    same, other = (agreement * alike).max(dim=1), (agreement * ~alike).max(dim=1)  # [B, N], slots of detections
+    of_class, of_others = agreement * alike, agreement * ~alike
+    same, other = of_class.max(dim=1), of_others.max(dim=1)  # [B, N], slots of detections
     near = scores[:, :, None] * (slot >= NEAR)
+    near_of_class, near_of_others = near * alike, near * ~alike
     best_fit = (slot * alike).amax(dim=2, keepdim=True)  # [B, K, 1]: the label that each detection fits best
     fitting = slot >= best_fit.clamp(min=1e-6)
 
@@ -138,15 +141,15 @@ def _label_figures(padded: PaddedRows, overlap: Tensor, twins: Tensor, limits: T
         (
             same.values,
             other.values,
-            (agreement * alike * fitting).amax(dim=1),  # by those that fit no other label better
+            (of_class * fitting).amax(dim=1),  # by those that fit no other label better
             scores.gather(1, same.indices) * found,
             of_best(slot, same.indices),
             scores.gather(1, other.indices) * (other.values > 0),
             of_best(slot, other.indices),
-            (near * alike).amax(dim=1),  # the surest near it
-            (near * ~alike).amax(dim=1),
-            (near * alike).sum(dim=1).clamp(max=3),  # all that are near it together
-            (near * ~alike).sum(dim=1).clamp(max=3),
+            near_of_class.amax(dim=1),  # the surest near it
+            near_of_others.amax(dim=1),
+            near_of_class.sum(dim=1).clamp(max=3),  # all that are near it together
+            near_of_others.sum(dim=1).clamp(max=3),
             of_best(best_fit - slot, same.indices) * found,  # how much better another label fits that detection
             *away.unbind(dim=-1),  # place and size beside that detection's
             (twins * (targets.labels[:, :, None] == targets.labels[:, None])).amax(dim=2),
@@ -157,7 +160,7 @@ def _label_figures(padded: PaddedRows, overlap: Tensor, twins: Tensor, limits: T
             _at_edge(targets.boxes, limits),
             same.values / usual.score[targets.labels],
             _crowd(targets.valid).expand(-1, overlap.shape[2]),
-            agreement.amax(dim=1),
+            torch.maximum(same.values, other.values),
             (slot * (scores[:, :, None] >= _SURE)).amax(dim=1),
         ),
         dim=-1,
@@ -223,7 +226,7 @@ def _crowd(valid: Tensor) -> Tensor:
 
 def _largest(values: Tensor, dim: int) -> Tensor:
     """Maximum, 0 of none."""
-    return torch.nn.functional.pad(values, (0, 1)).amax(dim=dim)
+    return values.amax(dim=dim) if values.shape[dim] else values.sum(dim=dim)
 
 
 def _rows(rows: Tensor, places: Tensor, values: Tensor) -> Tensor:

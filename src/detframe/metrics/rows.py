@@ -12,8 +12,8 @@ from detframe.matching import Matches, match, match_any_class, pairs_of_any_clas
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from detframe.structures import Detections, Targets
 
-PAIRS_AT_ONCE = 2**20
-"""Detection slots times object rows that are matched together: what bounds the memory."""
+PAIRS_AT_ONCE = 2**16
+"""Detection slots times object rows that are matched together: few enough to stay in the processor's cache."""
 
 
 class DetectionRows(NamedTuple):
