@@ -144,8 +144,8 @@ def test_a_cause_is_named(
 
 def test_the_evidence_can_be_counted(judged: dict[tuple[int, ErrorType, int], Judgement], run: Path) -> None:
     gap, hard = judged[3, ErrorType.MISSED, 5], judged[3, ErrorType.MISSED, 6]
-    bolts = 4 * TRAINING_IMAGES
-    assert gap.typicality == pytest.approx(1 / (bolts + 1))  # further away than any
+    bolts, all_objects = 4 * TRAINING_IMAGES, 6 * TRAINING_IMAGES
+    assert gap.typicality == pytest.approx(2 / (bolts + 1 + all_objects + 1))  # further away than any
     assert gap.alike == 0
     assert 10 < hard.alike <= bolts // 2  # the hard ones
     table = pq.read_table(run / "train_embeddings.parquet")

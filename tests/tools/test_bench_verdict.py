@@ -51,7 +51,7 @@ def test_faulty_labels_are_of_three_kinds() -> None:
 
 def test_balanced_accuracy_weighs_causes_alike() -> None:
     def outcome(history: str, verdict: Verdict) -> Any:  # noqa: ANN401
-        return bench.Outcome(0, history, "missed", Judgement(verdict, 0.9, 0.0, 0.5, 3, 0.5, ()))
+        return bench.Outcome(0, history, "missed", Judgement(verdict, 0.9, 0.0, 0.5, 3, 0.5, 0.5, ()))
 
     right = [outcome(history, verdict) for history, verdict in bench.CAUSES.items()]
     assert bench.balanced_accuracy(bench.table_of(right)) == 1

@@ -126,7 +126,10 @@ def evidence(judgement: Judgement) -> str:
     alike = f"{judgement.alike} objects like it in training (p {judgement.typicality:.3f})"
     if math.isnan(judgement.right):
         return f"{said}: {alike}."
-    return f"{said}: {alike}; of what looks alike there, {judgement.right:.0%} was such an object."
+    return (
+        f"{said}: {alike}; of the detections that look alike there, {judgement.right:.0%} were right, "
+        f"and of the objects, {judgement.agreement:.0%} are of the class detected."
+    )
 
 
 def _nearest(verdicts: Verdicts, judgement: Judgement) -> Iterator[Image.Image]:

@@ -2,16 +2,20 @@
 
 Of each mistake three shares are found, which add up to 1; the largest is the verdict and its value the confidence.
 
-- *annotation issue*: ``right * p / (LIMIT + p)``. ``right`` is the share, of the training detections of its class that
-  the detection looks like, that were right. Where no detection is near, nothing speaks against the label: one of
-  nothing at all is a data gap here, as the places that it looks like in training are no objects.
+- *annotation issue*: ``right * agreement * p / (LIMIT + p)`` of the detection. ``right`` is the share, of the training
+  detections of its class that it looks like, that were right; ``agreement`` that of the training objects of any class
+  that it looks like, that are of its class: a detector that is trained to its end is right about all of its training.
+  None where ``agreement * p / (LIMIT + p)`` of the label is more than that: training speaks for the label. And none
+  where no detection is near: a label of nothing at all is a data gap here, as the places that it looks like in training
+  are no objects.
 - *data gap*: of what is left, ``LIMIT / (LIMIT + p)``.
 - *model limitation*: the rest. There are such objects in training, the label looks right, and still.
 
-``p`` is a conformal p-value: the share of training objects of the class that lie as far apart from the others as the
-box in question does. How far is by the measure of those nearest to it, as in the local outlier factor (Breunig et al.,
-SIGMOD 2000), since a class may have looks that differ little and looks that differ a lot. At ``LIMIT``, 1 in 20, a gap
-is as likely as not.
+``p`` is the harmonic mean of two conformal p-values (Wilson, PNAS 2019, combines dependent ones so): the shares of
+training objects that lie as far apart from the others as the box in question does. One is of its class, and how far is
+by the measure of those around it, as in the local outlier factor (Breunig et al., SIGMOD 2000), since a class may have
+looks that differ little and looks that differ a lot. The other is of all classes by plain distance: what stands apart
+from everything is strange, however scattered those around it are. At ``LIMIT``, 1 in 20, a gap is as likely as not.
 
 Nothing is fitted to what is evaluated: all that is compared with comes from the training split.
 """
@@ -47,12 +51,14 @@ LIMIT = 0.05
 SURE = 0.5
 """Least confidence of a verdict; below, the evidence cannot tell."""
 
-LIKE, JUDGED, SHOWN = 3, 10, 3
-"""Objects that a distance goes to, training detections that are asked how they ended, neighbours shown.
+LIKE, AROUND, JUDGED, OF_ANY, SHOWN = 3, 20, 10, 5, 3
+"""Objects that a distance goes to and that it is measured by; training detections that are asked how they ended, and
+objects that are asked of which class they are; neighbours shown.
 
-To the third nearest, because one stray instance in training, or two, are a gap still."""
+To the third nearest, because one stray instance in training, or two, are a gap still. By the usual distance of 20, as
+that of three is mostly chance."""
 
-_MOST = 10_000  # training objects of a class that are compared with, spread evenly; more say nothing new
+_MOST = 10_000  # training objects of a class that are compared with, spread evenly, and of all; more say nothing new
 _NEAR = 0.1  # IoU from which a detection may be meant for an object, as in TIDE
 
 
@@ -71,9 +77,10 @@ class Judgement(NamedTuple):
     verdict: Verdict
     confidence: float  # 0..1, the largest of the three shares
     suspicion: float  # 0..1, share of an annotation issue
-    typicality: float  # 0..1, conformal p-value of the distance to the training objects of the class
+    typicality: float  # 0..1, p-value of the distances to the training objects, of the class and of all
     alike: int  # training objects of the class that are no further away than those are from each other
     right: float  # 0..1, share of the training detections like the one in question that were right; NaN for none
+    agreement: float  # 0..1, share of the training objects like that one that are of the class it says; NaN for none
     nearest: tuple[int, ...]  # rows of the training table, the nearest first
 
 
@@ -85,7 +92,9 @@ class Training(NamedTuple):
     object_labels: Tensor  # [G] int64
     object_rows: Tensor  # [G] int64, rows of the table
     spacing: Tensor  # [G] distance to the LIKE-th nearest of the class in another image
-    apartness: Tensor  # [G] the same, of that of these nearest
+    apartness: Tensor  # [G] the same, of that of those around it
+    of_any: Tensor  # [A] int64, places of objects that stand for all classes
+    loneliness: Tensor  # [A] their distance to the LIKE-th nearest of them in another image
     detections: Tensor  # [D, D'] unit vectors of its detections
     detection_labels: Tensor  # [D] int64
     detection_right: Tensor  # [D] float, 1 for those that found an object
@@ -149,9 +158,12 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
     errors = find_errors(rows.detections, rows.truths, classes)
     limits = torch.from_numpy(thresholds)[rows.detections.labels]
     counted = (errors.outcome != IGNORED) & (rows.detections.scores.double() >= limits)
-    live = _some_of_each(rows.truths.labels, ~rows.truths.ignore)
-    objects, labels = vectors[rows.truth_rows[live]], rows.truths.labels[live]
-    spacing, apartness = _apart(objects, labels, rows.truths.images[live])
+    live = _some_of_each(rows.truths.labels, ~rows.truths.ignore, _MOST)
+    objects, labels, images = vectors[rows.truth_rows[live]], rows.truths.labels[live], rows.truths.images[live]
+    spacing, apartness = _apart(objects, labels, images)
+    of_any = _some_of_each(labels, torch.ones_like(labels, dtype=torch.bool), _MOST // max(len(labels.unique()), 1))
+    everything = objects[of_any]
+    lonely = nearest_neighbours(everything, everything, LIKE, images[of_any], images[of_any]).distances[:, -1]
     detections = vectors[rows.detection_rows]
     return Training(
         table=table,
@@ -160,6 +172,8 @@ def read_training(path: Path, thresholds: NDArray[np.float64]) -> Training:
         object_rows=rows.truth_rows[live],
         spacing=spacing,
         apartness=apartness,
+        of_any=of_any,
+        loneliness=lonely,
         detections=detections[counted],
         detection_labels=rows.detections.labels[counted],
         detection_right=(errors.outcome[counted] == TRUE_POSITIVE).float(),
@@ -213,15 +227,19 @@ def judge(
     known = ~vectors[own].isnan().any(dim=1)
     typicality, alike, neighbours = _among_objects(vectors[own], labels, training)
     right = torch.full((len(found),), torch.nan, dtype=torch.float64)
+    agreement = right.clone()
     suspicion = torch.zeros_like(right)  # of an object that no detection is near, nothing speaks against the label
     with_detection = beside >= 0
     rows = detection_rows[beside[with_detection]]
     detected = errors.detections.labels[beside[with_detection]]
     right[with_detection] = _right(vectors[rows], detected, training)
     typical = _among_objects(vectors[rows], detected, training)[0]
-    suspicion[with_detection] = right[with_detection] * typical / (typical + LIMIT)
+    agreement[with_detection] = _of_class(vectors[rows], detected, training)
+    suspicion[with_detection] = right[with_detection] * _support(agreement[with_detection], typical)
+    labelled = torch.tensor(objects, dtype=torch.bool)
+    support = torch.where(labelled, _support(_of_class(vectors[own], labels, training), typicality), 0.0)
     doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in found], dtype=torch.bool)
-    suspicion[doubled] = 0.0  # the label is what made the other one right
+    suspicion[doubled | (support > suspicion)] = 0.0  # of a duplicate, the label is what made the other one right
     suspicion = suspicion.nan_to_num(0.0)
     gap = (1 - suspicion) * LIMIT / (LIMIT + typicality)
     shares = torch.stack((suspicion, gap, 1 - suspicion - gap), dim=1)
@@ -235,6 +253,7 @@ def judge(
             typicality=float(typicality[i]),
             alike=int(alike[i]),
             right=float(right[i]),
+            agreement=float(agreement[i]),
             nearest=tuple(int(training.object_rows[row]) for row in neighbours.rows[i].tolist() if row >= 0),
         )
         if known[i]
@@ -253,12 +272,12 @@ def _keys(table: pa.Table) -> list[tuple[str, int, int]]:
     ]
 
 
-def _some_of_each(labels: Tensor, wanted: Tensor) -> Tensor:
-    """Places of the wanted objects, of each class at most ``_MOST``, spread evenly, in order."""
+def _some_of_each(labels: Tensor, wanted: Tensor, most: int) -> Tensor:
+    """Places of the wanted objects, of each class at most so many, spread evenly, in order."""
     chosen = []
     for label in labels.unique():
         places = (wanted & (labels == label)).nonzero().flatten()
-        chosen.append(places[torch.linspace(0, max(len(places) - 1, 0), min(len(places), _MOST)).long()])
+        chosen.append(places[torch.linspace(0, max(len(places) - 1, 0), min(len(places), most)).long()])
     return torch.cat([*chosen, torch.empty(0, dtype=torch.int64)]).sort().values
 
 
@@ -267,16 +286,17 @@ def _apart(objects: Tensor, labels: Tensor, images: Tensor) -> tuple[Tensor, Ten
     spacing, apartness = torch.full((2, len(objects)), torch.inf)
     for label in labels.unique():
         own = (labels == label).nonzero().flatten()
-        found = nearest_neighbours(objects[own], objects[own], LIKE, images[own], images[own])
-        spacing[own] = found.distances[:, -1]
+        found = nearest_neighbours(objects[own], objects[own], AROUND, images[own], images[own])
+        spacing[own] = found.distances[:, LIKE - 1]
         apartness[own] = _of_nearest(found, spacing[own])
     return spacing, apartness
 
 
 def _of_nearest(found: Neighbours, spacing: Tensor) -> Tensor:
-    """Distance to the LIKE-th nearest, of these nearest ones' own mean spacing; infinite where there are too few."""
+    """Distance to the LIKE-th nearest, of the mean spacing of those around; infinite where there are too few."""
     distance = found.distances[:, LIKE - 1]
-    usual = spacing[found.rows[:, :LIKE]].mean(dim=1).clamp(min=1e-6)
+    at = torch.nn.functional.pad(spacing, (0, 1), value=torch.nan)  # where there is none: -1
+    usual = at[found.rows].nanmean(dim=1).clamp(min=1e-6)
     return torch.where(distance.isinf(), torch.inf, distance / usual)
 
 
@@ -302,7 +322,7 @@ def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple
     for label in labels.unique().tolist():
         asked = (labels == label).nonzero().flatten()
         of_class = (training.object_labels == label).nonzero().flatten()
-        found = nearest_neighbours(vectors[asked], training.objects[of_class], max(LIKE, SHOWN))
+        found = nearest_neighbours(vectors[asked], training.objects[of_class], AROUND)
         spacing = training.spacing[of_class]
         if len(of_class):
             apart = _of_nearest(found, spacing)
@@ -312,7 +332,10 @@ def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple
             alike[asked] = (1 - vectors[asked] @ training.objects[of_class].T <= radius).sum(dim=1)
             rows[asked] = torch.where(found.rows >= 0, of_class[found.rows.clamp(min=0)], -1)[:, :SHOWN]
         distances[asked] = found.distances[:, :SHOWN]
-    return typicality, alike, Neighbours(rows, distances)
+    anywhere = nearest_neighbours(vectors, training.objects[training.of_any], LIKE).distances[:, -1]
+    of_all = conformal_p_values(anywhere, training.loneliness)
+    together = 2 * typicality * of_all / (typicality + of_all)
+    return together, alike, Neighbours(rows, distances)
 
 
 def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
@@ -325,3 +348,15 @@ def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
         ended = torch.nn.functional.pad(training.detection_right[of_class], (0, 1), value=torch.nan)  # at -1
         share[asked] = ended[found].nanmean(dim=1).double()
     return share
+
+
+def _support(agreement: Tensor, typicality: Tensor) -> Tensor:
+    """How much training speaks for a box being of its class, 0..1."""
+    return agreement * typicality / (typicality + LIMIT)
+
+
+def _of_class(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
+    """Of the training objects of any class that are most alike, the share that are of the class, ``[M]``."""
+    found = nearest_neighbours(vectors, training.objects[training.of_any], OF_ANY).rows
+    classes = torch.nn.functional.pad(training.object_labels[training.of_any], (0, 1), value=-1)  # at -1
+    return (classes[found] == labels[:, None]).double().mean(dim=1)
