@@ -1,9 +1,9 @@
 """How surely copies of images are found, and how fast: copies planted in a data set, beside a plain perceptual hash.
 
-    python tools/bench_duplicates.py IMAGES [--seeds 0 1 2]
+    python tools/bench_duplicates.py IMAGES... [--seeds 0 1 2]
 
-To the images of a folder 5 % are added that are copies, in turn: saved as JPEG of quality 50 to 80, cut by a tenth of
-each side at a random place, brighter or darker by 20 to 30 %, mirrored or upside down. Counted are pairs of a copy and
+To the images of the folders 5 % are added that are copies, in turn: saved as JPEG of quality 50 to 80, cut by a tenth
+of each side at a random place, brighter or darker by 20 to 30 %, mirrored or upside down. Counted are pairs of a copy and
 its original: recall, and precision over all pairs that are named. `pHash`: 64 bits of a cosine transform of 32 x 32
 pixels, at the distance up to which its F1 is the best, which nobody knows beforehand.
 """
@@ -84,10 +84,12 @@ def best_hash(pictures: NDArray[np.uint8], planted: set[tuple[int, int]]) -> tup
 def main() -> None:
     """Print a row for each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder of images, which are taken to be different pictures")
+    parser.add_argument("images", type=Path, nargs="+", help="folders of images, taken to be different pictures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
-    paths = sorted(path for path in given.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(
+        path for folder in given.images for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+    )
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
             copies, originals, kinds = plant(paths, Path(folder), np.random.default_rng(seed))

@@ -181,7 +181,7 @@ def _alike(
     for orientation, whole in enumerate(wholes):
         queries = whole.coarse[rows]
         for window, target in enumerate(targets):
-            row, other = np.nonzero(queries @ target > _COARSE_LEAST)
+            row, other = np.divmod(np.flatnonzero(queries @ target > _COARSE_LEAST), len(others))
             first, second = rows[row], others[other]
             of_two = first != second
             columns = (first, second, np.full(len(first), orientation), np.full(len(first), window))
