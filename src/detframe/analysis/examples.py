@@ -126,10 +126,8 @@ def evidence(judgement: Judgement) -> str:
     alike = f"{judgement.alike} objects like it in training (p {judgement.typicality:.3f})"
     if math.isnan(judgement.right):
         return f"{said}: {alike}."
-    return (
-        f"{said}: {alike}; of the detections that look alike there, {judgement.right:.0%} were right, "
-        f"and of the objects, {judgement.agreement:.0%} are of the class detected."
-    )
+    right, agreement = f"{judgement.right:.0%}", f"{judgement.agreement:.0%}"
+    return f"{said}: {alike}; of detections like it {right} were right, of objects {agreement} are of its class."
 
 
 def _nearest(verdicts: Verdicts, judgement: Judgement) -> Iterator[Image.Image]:
