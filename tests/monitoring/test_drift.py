@@ -222,37 +222,32 @@ def test_the_precision_that_scores_promise_scatters_as_it_says() -> None:
     assert np.isnan(expected_precision(window_of(NAMES, np.zeros((3, len(SIGNALS))), None)).precision)
 
 
-def counted(images: int, nuts: int, bolts: int) -> Window:
-    """Images in all of which as many nuts and bolts are found."""
+def found(images: int, scores: float | NDArray[np.float64]) -> Window:
+    """Images with a sum of scores each."""
     rows = np.zeros((images, len(SIGNALS)))
-    rows[:, SIGNALS.index("class nut")], rows[:, SIGNALS.index("class bolt")] = nuts, bolts
+    rows[:, SIGNALS.index("expected")] = scores
     return window_of(NAMES, rows, None)
 
 
-def test_map_is_estimated_by_how_often_classes_are_found() -> None:
-    usual = counted(50, 4, 2)
-    same = estimated_map(usual, counted(10, 4, 2), 0.6, False)
+def test_map_is_estimated_by_how_much_is_found() -> None:
+    usual = found(50, 4.0)
+    same = estimated_map(usual, found(10, 4.0), 0.6, False)
     assert same.map == pytest.approx(0.6)
     assert same.high - 0.6 == pytest.approx(1.96 * MAP_ERROR * 0.6)
-    # A half of the nuts (recall 1/2, precision 1), twice the bolts (recall 1, precision 1/2): both have an F1 of 2/3.
-    assert estimated_map(usual, counted(10, 2, 4), 0.6, False).map == pytest.approx(0.6 * np.sqrt(2 / 3))
-    assert estimated_map(usual, counted(10, 0, 0), 0.6, False)[:2] == (0, 0)
-    alarmed, quiet = (estimated_map(usual, counted(10, 2, 4), 0.6, alarm) for alarm in (True, False))
+    for less_or_more in (1.0, 16.0):  # a recall, or a precision, of a quarter
+        assert estimated_map(usual, found(10, less_or_more), 0.6, False).map == pytest.approx(0.15)
+    assert estimated_map(usual, found(10, 0.0), 0.6, False)[:2] == (0, 0)
+    alarmed, quiet = (estimated_map(usual, found(10, 3.0), 0.6, alarm) for alarm in (True, False))
     assert alarmed.low == 0 < quiet.low
-    # What was never found on the profile's images says nothing; a class alone then counts for all.
-    assert estimated_map(counted(50, 4, 0), counted(10, 2, 9), 0.6, False).map == pytest.approx(0.6 * np.sqrt(2 / 3))
-    assert np.isnan(estimated_map(counted(50, 0, 0), counted(10, 2, 9), 0.6, False)).all()
+    assert np.isnan(estimated_map(found(50, 0.0), found(10, 2.0), 0.6, False)).all()
     assert np.isnan(drift_of(usual, usual).estimated).all()
 
 
-def test_the_estimate_of_map_scatters_as_its_interval_says() -> None:
-    def window(images: int, seed: int) -> Window:
-        rows = np.zeros((images, len(SIGNALS)))
-        rows[:, -2:] = np.random.default_rng(seed).poisson([3.0, 1.5], (images, 2))
-        return window_of(NAMES, rows, None)
-
-    usual = counted(50, 4, 2)
-    parts = [estimated_map(usual, window(64, seed), 0.6, False) for seed in range(300)]
+@pytest.mark.parametrize("mean", [2.0, 7.0])
+def test_the_estimate_of_map_scatters_as_its_interval_says(mean: float) -> None:
+    usual = found(50, 4.0)
+    scores = [np.random.default_rng(seed).gamma(mean, 1.0, 64) for seed in range(300)]
+    parts = [estimated_map(usual, found(64, sums), 0.6, False) for sums in scores]
     spread = np.std([part.map for part in parts])
     stated = np.mean([np.sqrt(((part.high - part.map) / 1.96) ** 2 - (MAP_ERROR * 0.6) ** 2) for part in parts])
     assert spread == pytest.approx(stated, rel=0.15)

@@ -51,7 +51,8 @@ def read_run(run: Path, data: Path | None = None) -> Evaluation:
     if stage is None:
         raise DataError(
             f"{run}: holds no test_predictions.parquet. Name the folder of a run that `detframe test` or `fit` wrote, "
-            "such as runs/quickstart/version_0, or give another detector's results with --predictions and --data."
+            "such as runs/quickstart/version_0, or another detector's file of COCO results (`diagnose --predictions`, "
+            "`compare`) together with --data."
         )
     path = run / f"{stage}_predictions.parquet"
     try:

@@ -140,7 +140,7 @@ def _smaller(images: NDArray[np.uint8], side: int) -> Images:
     for row in range(step):  # ten times as fast as a mean over two axes that do not lie together
         for column in range(step):
             total += images[:, row::step, column::step]
-    return total / np.float32(step * step)
+    return np.asarray(total / np.float32(step * step), dtype=np.float32)
 
 
 def _best(close: Candidates, rows: NDArray[np.int64], scores: NDArray[np.float32], least: float) -> NDArray[np.int64]:

@@ -118,14 +118,14 @@ def expected_precision(window: Window) -> Expected:
 
 
 def estimated_map(profile: Window, window: Window, profile_map: float, alarm: bool) -> EstimatedMap:
-    """Estimate mAP without labels, from how often each class is found.
+    """Estimate mAP without labels, from how much is found.
 
-    A class that is found ``r`` times as often as in the profile, with as many objects there, has at most a recall of
-    ``min(r, 1)`` and a precision of ``min(1, 1 / r)`` of what it had. mAP falls as the root of the mean of their
-    harmonic means does: more slowly than they do, as detections below the threshold count for it too. Counts do not
+    The sum of all scores is the number of objects that are found, where scores are calibrated, and goes with it where
+    they are not. If it is ``r`` times that of the profile, with as many objects there, recall is at most ``min(r, 1)``
+    and precision at most ``min(1, 1 / r)`` of what they were, and mAP is taken to fall as their product. Scores do not
     tell whether what is found is right, so that of images unlike the profile's the interval begins at 0: under blur a
-    detector of fine defects may find as many as ever, and few that are there. The root and the interval's width come
-    from images under corruptions, in docs/results.md.
+    detector of fine defects finds half as many as ever, and few that are there. The interval's width comes from images
+    under corruptions, in docs/results.md.
 
     Args:
         profile: Of images on which mAP is known.
@@ -133,18 +133,14 @@ def estimated_map(profile: Window, window: Window, profile_map: float, alarm: bo
         profile_map: 0..1.
         alarm: Whether the window is unlike the profile.
     """
-    classes = [i for i, signal in enumerate(watched(profile.class_names)) if signal.name.startswith("class ")]
+    place = [signal.name for signal in watched(profile.class_names)].index("expected")
     before, now = moments(profile), moments(window)
-    usual = before.mean[classes]
-    some = usual > 0
-    if not some.any() or not window.images or np.isnan(profile_map):
+    usual = before.mean[place]
+    if not usual > 0 or not window.images or np.isnan(profile_map):
         return EstimatedMap(np.nan, np.nan, np.nan)
-    ratio = now.mean[classes][some] / usual[some]
-    error = np.sqrt(now.variance[classes][some] / window.images) / usual[some]
-    kept = float((2 * ratio.clip(max=1) / (1 + ratio)).mean())
-    kept_error = float(np.sqrt(((2 / (1 + ratio) ** 2 * error) ** 2).sum()) / len(ratio))
-    estimate = profile_map * np.sqrt(kept)
-    sampling = profile_map * kept_error / (2 * np.sqrt(max(kept, kept_error, 1e-6)))
+    ratio = now.mean[place] / usual
+    estimate = profile_map * min(ratio, 1 / max(ratio, 1.0))
+    sampling = profile_map * np.sqrt(now.variance[place] / window.images) / usual / max(ratio, 1.0) ** 2
     reach = 1.96 * np.hypot(sampling, MAP_ERROR * profile_map)
     low = 0.0 if alarm else max(0.0, estimate - reach)
     return EstimatedMap(float(estimate), float(low), float(min(1.0, estimate + reach)))
