@@ -3,8 +3,8 @@
     python tools/bench_duplicates.py IMAGES... [--seeds 0 1 2]
 
 To the images of the folders 5 % are added that are copies, in turn: saved as JPEG of quality 50 to 80, cut by a tenth
-of each side at a random place, brighter or darker by 20 to 30 %, mirrored or upside down. Counted are pairs of a copy and
-its original: recall, and precision over all pairs that are named. `pHash`: 64 bits of a cosine transform of 32 x 32
+of each side at a random place, brighter or darker by 20 to 30 %, mirrored or upside down. Counted are pairs of a copy
+and its original: recall, and precision over all pairs that are named. `pHash`: 64 bits of a cosine transform of 32 x 32
 pixels, at the distance up to which its F1 is the best, which nobody knows beforehand.
 """
 
