@@ -75,6 +75,13 @@ def test_each_step_is_of_the_lever_that_changed(runs: Path, tmp_path: Path) -> N
     assert "<svg" in page
 
 
+def test_runs_that_are_named_are_taken_as_they_are_named(runs: Path, tmp_path: Path) -> None:
+    named = [str(runs / "a" / f"version_{number}") for number in (3, 2)]
+    assert main(["ledger", *named, "--out", str(tmp_path), "--replicates", "9"]) == 0
+    (step,) = json.loads((tmp_path / "ledger.json").read_text())["steps"]
+    assert step["changes"] == {"recipe": ["max_epochs 9 -> 7"]}
+
+
 def test_runs_of_older_versions_have_levers_too(runs: Path, tmp_path: Path) -> None:
     run = runs / "a" / "version_3"
     (run / "levers.json").rename(tmp_path / "levers.json")

@@ -43,9 +43,10 @@ def ledger(
 ) -> int:
     """Say what moved a metric: data, augmentation, model or recipe, each with its interval.
 
-    `detframe ledger runs/bccd` reads every run below a folder, or the runs that are named, in the order in which they
-    were started. `fit` records the four levers of each run apart, in levers.json. Runs that differ in their seed alone
-    are one attempt; from one attempt to the next is a step, of the lever that changed, or mixed where several did.
+    `detframe ledger runs/bccd` reads every run below a folder, in the order in which they were started;
+    `detframe ledger FIRST SECOND THIRD` those that are named, as they are named. `fit` records the four levers of each
+    run apart, in levers.json. Runs that differ in their seed alone are one attempt; from one attempt to the next is a
+    step, of the lever that changed, or mixed where several did.
 
     Intervals are of the test images (bootstrap, the same draws for all runs) and, where an attempt has several seeds,
     of these too.

@@ -84,14 +84,16 @@ class Ledger(NamedTuple):
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """Folders of runs with a table of test predictions: those named, or all below a folder, each once.
+    """Folders of runs with a table of test predictions: those named, or all below a folder as they began, each once.
 
     Raises:
         DataError: There is none at a place.
     """
     found: dict[Path, None] = {}
     for place in places:
-        inside = [place] if (place / _TABLE).is_file() else sorted(path.parent for path in place.rglob(_TABLE))
+        inside = (
+            [place] if (place / _TABLE).is_file() else sorted((path.parent for path in place.rglob(_TABLE)), key=_began)
+        )
         if not inside:
             raise DataError(f"{place}: holds no run with a {_TABLE}. Name runs that `detframe fit` trained and tested.")
         found |= dict.fromkeys(path.resolve() for path in inside)
@@ -117,19 +119,27 @@ def read_recorded(run: Path, data: Path | None) -> Recorded:
     if recorded.is_file():
         content: dict[str, Any] = json.loads(recorded.read_text(encoding="utf-8"))
         levers = {name: Lever(**content[name]) for name in LEVERS}
-        when = str(content["when"])
     else:
         levers = levers_of(config, json.loads(manifest_path.read_text(encoding="utf-8")))
-        when = datetime.fromtimestamp(config_path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
     seed = config.get("seed_everything")
-    return Recorded(run, when, seed if isinstance(seed, int) else None, levers, read_run(run, data))
+    return Recorded(run, _began(run), seed if isinstance(seed, int) else None, levers, read_run(run, data))
+
+
+def _began(run: Path) -> str:
+    """When a run was started, ISO 8601, UTC; "" where nothing tells."""
+    if (run / LEVERS_FILE).is_file():
+        return str(json.loads((run / LEVERS_FILE).read_text(encoding="utf-8"))["when"])
+    config = run / "config.yaml"
+    if not config.is_file():
+        return ""
+    return datetime.fromtimestamp(config.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
 
 
 def ledger_of(runs: Sequence[Recorded], metric: str, replicates: int, seed: int) -> Ledger:
-    """The ledger of runs, in the order of their start.
+    """The ledger of runs.
 
     Args:
-        runs: One at least.
+        runs: One at least, in the order of the road.
         metric: Of :data:`~detframe.analysis.comparison.MEANS`.
         replicates: Of the bootstrap, the same draws of images for all.
         seed: Of the bootstrap.
@@ -156,7 +166,7 @@ def ledger_of(runs: Sequence[Recorded], metric: str, replicates: int, seed: int)
     with ThreadPoolExecutor() as pool:
         found = dict(zip((run.folder for run in runs), pool.map(figures, runs), strict=True))
     grouped: dict[tuple[str, ...], list[Recorded]] = {}
-    for run in sorted(runs, key=lambda run: run.when):
+    for run in runs:
         grouped.setdefault(tuple(run.levers[name].hash for name in LEVERS), []).append(run)
     attempts = [
         Attempt(
