@@ -16,7 +16,7 @@ NEAR = 0.5
 LABEL_FIGURES = 26
 """Of each label; ``_label_figures`` says what they are."""
 
-DETECTION_FIGURES = 10
+DETECTION_FIGURES = 12
 """Of each detection; ``_detection_figures`` says what they are."""
 
 NEAREST_LABEL = 2
@@ -83,8 +83,9 @@ def _compare(padded: PaddedRows, sizes: Tensor, usual: _Usual, evidence: Evidenc
     with_surer = pairwise_iou(detections.boxes, detections.boxes).mul_(surer)  # [B, K, K]
     free = (_largest(overlap, 2) < NEAR) & used
     blocked = ((with_surer >= NEAR) & free[:, None]).any(dim=2)
-    evidence.unlabelled[detection_rows] = (free & ~blocked)[used]
-    figures = _detection_figures(padded, overlap, with_surer, limits, usual)
+    unlabelled = free & ~blocked
+    evidence.unlabelled[detection_rows] = unlabelled[used]
+    figures = _detection_figures(padded, unlabelled, overlap, with_surer, limits, usual)
     evidence.detections[detection_rows] = figures[used]
     if not overlap.shape[2]:
         return
@@ -167,10 +168,17 @@ def _label_figures(padded: PaddedRows, overlap: Tensor, twins: Tensor, limits: T
     )
 
 
-def _detection_figures(padded: PaddedRows, overlap: Tensor, surer: Tensor, limits: Tensor, usual: _Usual) -> Tensor:
-    """``[B, K, DETECTION_FIGURES]`` of overlaps ``[B, K, N]`` with labels and ``[B, K, K]`` with surer detections."""
+def _detection_figures(
+    padded: PaddedRows, unlabelled: Tensor, overlap: Tensor, surer: Tensor, limits: Tensor, usual: _Usual
+) -> Tensor:
+    """``[B, K, DETECTION_FIGURES]`` of overlaps ``[B, K, N]`` with labels and ``[B, K, K]`` with surer detections.
+
+    What a detector takes for objects over and over is part of the scene, as holes are of a circuit board; labels are
+    forgotten one at a time. So each is told how much of its class has no label in its image, and how much has.
+    """
     found = padded.detections
     alike = found.labels[:, :, None] == padded.targets.labels[:, None]
+    classes, alone = len(usual.area), found.scores * unlabelled
     sides = _sides(found.boxes)
     area, shape = sides.prod(dim=-1).log(), (sides[..., 0] / sides[..., 1]).log()
     usual_area, usual_shape = usual.area[found.labels], usual.shape[found.labels]
@@ -186,9 +194,16 @@ def _detection_figures(padded: PaddedRows, overlap: Tensor, surer: Tensor, limit
             _at_edge(found.boxes, limits),
             found.scores / usual.score[found.labels],
             _crowd(padded.targets.valid).expand(-1, overlap.shape[1]),
+            (_of_class(alone, found.labels, found.labels, classes) - alone).log1p(),
+            _of_class(padded.targets.valid.float(), padded.targets.labels, found.labels, classes).log1p(),
         ),
         dim=-1,
     )
+
+
+def _of_class(weights: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
+    """Sum of the weights ``[B, M]`` of each asked class ``[B, K]`` in its image, ``[B, K]``."""
+    return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights).gather(1, asked)
 
 
 def _usual(detections: DetectionRows, truths: TruthRows, classes: int) -> _Usual:
