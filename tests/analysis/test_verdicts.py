@@ -94,6 +94,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test.add("truth", 3, 5, 1, 9, None)  # a bolt as never seen
     test.add("truth", 3, 6, 1, 2, None)  # a hard bolt
     test.add("truth", 3, 7, 1, 3, None)  # a label of nothing
+    test.add("truth", 2, 8, 1, 2, None)  # a hard bolt that is taken for a nut
+    test.add("detection", 2, 8, 0, 2, 0.95)
     test.write(folder, "test")
     return folder
 
@@ -133,6 +135,7 @@ def judged(run: Path, evaluation: Evaluation, diagnosis: Diagnosis) -> dict[tupl
         ((3, ErrorType.MISSED, 5), Verdict.GAP),
         ((3, ErrorType.MISSED, 6), Verdict.LIMITATION),
         ((3, ErrorType.MISSED, 7), Verdict.GAP),
+        ((2, ErrorType.CLASSIFICATION, 8), Verdict.LIMITATION),
     ],
 )
 def test_a_cause_is_named(
@@ -153,7 +156,8 @@ def test_the_evidence_can_be_counted(judged: dict[tuple[int, ErrorType, int], Ju
         vector = table["embedding"][row].as_py()
         assert table["kind"][row].as_py() == "truth"
         assert int(np.argmax(vector)) == 2
-    assert judged[0, ErrorType.BACKGROUND, 5].right == 1
+    assert (judged[0, ErrorType.BACKGROUND, 5].right, judged[0, ErrorType.BACKGROUND, 5].agreement) == (1, 1)
+    assert judged[2, ErrorType.CLASSIFICATION, 8].agreement == 0  # it looks like bolts
 
 
 def test_the_report_has_them(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

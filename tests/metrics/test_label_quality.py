@@ -154,3 +154,19 @@ def test_too_little_to_learn_from_is_said(
     none = DetectionRows(*(column[:0] for column in detections))
     with pytest.raises(ValueError, match=r"540 labels in 60 images.* are too few"):
         learn_label_errors(none, truths, sizes, CLASSES, seed=0)
+
+
+def test_a_detection_knows_how_much_of_its_class_has_no_label() -> None:
+    places = torch.tensor([[0.0, 0, 20, 20], [40, 0, 60, 20], [80, 0, 100, 20], [120, 0, 140, 20], [160, 0, 180, 20]])
+    found = DetectionRows(
+        images=torch.tensor([0, 0, 0, 0, 0, 1]),
+        boxes=torch.cat((places, places[:1])),
+        scores=torch.tensor([0.9, 0.8, 0.6, 0.5, 0.7, 0.4]),
+        labels=torch.tensor([0, 0, 0, 0, 1, 0]),
+    )
+    one_label = TruthRows(torch.tensor([0]), places[:1], torch.tensor([0]), torch.tensor([False]))
+    evidence = gather_evidence(found, one_label, torch.full((2, 2), 200.0), 2)
+    assert evidence.unlabelled.tolist() == [False, True, True, True, True, True]
+    without, labelled = evidence.detections[:, -2:].expm1().T
+    assert without[1:].tolist() == pytest.approx([0.6 + 0.5, 0.8 + 0.5, 0.8 + 0.6, 0.0, 0.0], abs=1e-6)
+    assert labelled.tolist() == pytest.approx([1, 1, 1, 1, 0, 0], abs=1e-6)
