@@ -71,13 +71,24 @@ def levers_of(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
 
 
 def changed(before: Lever, after: Lever) -> list[str]:
-    """What two settings of a lever differ in, such as ``max_epochs 24 -> 42``, by name."""
+    """What two settings of a lever differ in: ``max_epochs 24 -> 42`` or ``RandomRotation90 added``."""
     said = []
     for key in sorted({*before.settings, *after.settings}):
         old, new = before.settings.get(key), after.settings.get(key)
-        if old != new:
+        here, there = (before, after) if key in before.settings else (after, before)
+        if old == new or _parents(key) & (here.settings.keys() - there.settings.keys()):
+            continue  # the settings of a part that is new, or gone, are no changes of their own
+        part = str(new if old is None else old).rpartition(".")[2]
+        if key.rpartition(".")[2] == part:  # as `_flat` names the parts of a list
+            said.append(f"{part} {'added' if old is None else 'taken out'}")
+        else:
             said.append(f"{key} {_short(old)} -> {_short(new)}")
     return said
+
+
+def _parents(key: str) -> set[str]:
+    names = key.split(".")
+    return {".".join(names[:count]) for count in range(1, len(names))}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401 - what YAML holds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from detframe.refusals import refuse
 
@@ -87,7 +87,7 @@ def ledger(
         return 0
     printer = Console(highlight=False, markup=False)
     for columns, rows in ((_COLUMNS, _step_rows(found)), (_LEVER_COLUMNS, _lever_rows(found))):
-        table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(*(Column(name, overflow="fold") for name in columns), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row in rows:
             table.add_row(*row)
         printer.print(table)
