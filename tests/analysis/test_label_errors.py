@@ -76,7 +76,7 @@ def test_the_queue_says_what_is_wrong_and_how_to_mend_it(run: Path, capsys: pyte
     assert found <= moved
     assert len(found) >= 0.6 * len(moved)  # a detector that is a little off itself cannot tell all of them
     left_out = len(range(0, IMAGES * 12, LEFT))  # more than are put in to learn from: that makes it careful
-    assert 0.6 * left_out <= len(wrong["missing"]) <= left_out
+    assert 0.5 * left_out <= len(wrong["missing"]) <= left_out
     assert not wrong["spurious"]
     assert not wrong["duplicate"]
     for suggestion in wrong["wrong-class"]:

@@ -16,11 +16,11 @@ NEAR = 0.5
 LABEL_FIGURES = 26
 """Of each label; ``_label_figures`` says what they are."""
 
-DETECTION_FIGURES = 12
+DETECTION_FIGURES = 11
 """Of each detection; ``_detection_figures`` says what they are."""
 
-NEAREST_LABEL = 2
-"""Which figure of a detection is its largest IoU with a label."""
+NEAREST_LABEL, SCENE = 2, DETECTION_FIGURES - 1
+"""Which figures of a detection are its largest IoU with a label, and how much else of its class has none there."""
 
 _SURE = 0.3  # score from which a detection shows where an object is, whatever its class
 _EDGE = 2.0  # pixels from the image's edge to a box that is cut off by it
@@ -46,7 +46,9 @@ class _Usual(NamedTuple):
     score: Tensor  # [C] median of as many of the surest detections as there are labels
 
 
-def gather_evidence(detections: DetectionRows, truths: TruthRows, sizes: Tensor, classes: int) -> Evidence:
+def gather_evidence(
+    detections: DetectionRows, truths: TruthRows, sizes: Tensor, classes: int, scene: Tensor | None = None
+) -> Evidence:
     """Compare every label with the detections and labels of its image.
 
     Args:
@@ -54,6 +56,7 @@ def gather_evidence(detections: DetectionRows, truths: TruthRows, sizes: Tensor,
         truths: The labels in question.
         sizes: ``[I, 2]`` float32, height and width of each image.
         classes: ``C``.
+        scene: ``[D]``, the figure :data:`SCENE` of other labels of these images; None takes that of these.
     """
     evidence = Evidence(
         labels=torch.zeros(len(truths.labels), LABEL_FIGURES),
@@ -66,6 +69,7 @@ def gather_evidence(detections: DetectionRows, truths: TruthRows, sizes: Tensor,
     usual = _usual(detections, truths, classes)
     for padded in padded_images(detections, truths):
         _compare(padded, sizes[padded.first_image : padded.first_image + len(padded.targets.boxes)], usual, evidence)
+    evidence.detections[:, SCENE] = _scene(detections, evidence.unlabelled, classes) if scene is None else scene
     return evidence
 
 
@@ -83,9 +87,8 @@ def _compare(padded: PaddedRows, sizes: Tensor, usual: _Usual, evidence: Evidenc
     with_surer = pairwise_iou(detections.boxes, detections.boxes).mul_(surer)  # [B, K, K]
     free = (_largest(overlap, 2) < NEAR) & used
     blocked = ((with_surer >= NEAR) & free[:, None]).any(dim=2)
-    unlabelled = free & ~blocked
-    evidence.unlabelled[detection_rows] = unlabelled[used]
-    figures = _detection_figures(padded, unlabelled, overlap, with_surer, limits, usual)
+    evidence.unlabelled[detection_rows] = (free & ~blocked)[used]
+    figures = _detection_figures(padded, overlap, with_surer, limits, usual)
     evidence.detections[detection_rows] = figures[used]
     if not overlap.shape[2]:
         return
@@ -168,17 +171,10 @@ def _label_figures(padded: PaddedRows, overlap: Tensor, twins: Tensor, limits: T
     )
 
 
-def _detection_figures(
-    padded: PaddedRows, unlabelled: Tensor, overlap: Tensor, surer: Tensor, limits: Tensor, usual: _Usual
-) -> Tensor:
-    """``[B, K, DETECTION_FIGURES]`` of overlaps ``[B, K, N]`` with labels and ``[B, K, K]`` with surer detections.
-
-    What a detector takes for objects over and over is part of the scene, as holes are of a circuit board; labels are
-    forgotten one at a time. So each is told how much of its class has no label in its image, and how much has.
-    """
+def _detection_figures(padded: PaddedRows, overlap: Tensor, surer: Tensor, limits: Tensor, usual: _Usual) -> Tensor:
+    """``[B, K, DETECTION_FIGURES]`` of overlaps ``[B, K, N]`` with labels and ``[B, K, K]`` with surer detections."""
     found = padded.detections
     alike = found.labels[:, :, None] == padded.targets.labels[:, None]
-    classes, alone = len(usual.area), found.scores * unlabelled
     sides = _sides(found.boxes)
     area, shape = sides.prod(dim=-1).log(), (sides[..., 0] / sides[..., 1]).log()
     usual_area, usual_shape = usual.area[found.labels], usual.shape[found.labels]
@@ -194,16 +190,22 @@ def _detection_figures(
             _at_edge(found.boxes, limits),
             found.scores / usual.score[found.labels],
             _crowd(padded.targets.valid).expand(-1, overlap.shape[1]),
-            (_of_class(alone, found.labels, found.labels, classes) - alone).log1p(),
-            _of_class(padded.targets.valid.float(), padded.targets.labels, found.labels, classes).log1p(),
+            torch.zeros_like(found.scores),  # SCENE, which is known when all images are
         ),
         dim=-1,
     )
 
 
-def _of_class(weights: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
-    """Sum of the weights ``[B, M]`` of each asked class ``[B, K]`` in its image, ``[B, K]``."""
-    return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights).gather(1, asked)
+def _scene(detections: DetectionRows, unlabelled: Tensor, classes: int) -> Tensor:
+    """How much else of its class has no label in each detection's image, ``[D]``: logarithm of 1 + the sum of scores.
+
+    What a detector takes for objects over and over is part of the scene, as holes are of a circuit board; labels are
+    forgotten one at a time.
+    """
+    alone = detections.scores * unlabelled
+    key = detections.images * classes + detections.labels
+    total = alone.new_zeros(int(key.max()) + 1 if len(key) else 0).scatter_add_(0, key, alone)
+    return (total[key] - alone).clamp(min=0).log1p()
 
 
 def _usual(detections: DetectionRows, truths: TruthRows, classes: int) -> _Usual:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detframe.metrics.error_model import FOLDS, ErrorModel, Examples, fit_error_model, predict_errors
-from detframe.metrics.label_evidence import NEAR, Evidence, gather_evidence
+from detframe.metrics.label_evidence import NEAR, SCENE, Evidence, gather_evidence
 from detframe.metrics.label_noise import LabelError, NoisyLabels, with_errors
 from detframe.metrics.rows import DetectionRows, TruthRows, match_rows_of_any_class
 
@@ -173,11 +173,13 @@ def _lessons(
 ) -> _Lessons:
     """What labels and detections look like after errors were put in several times."""
     extents = torch.from_numpy(sizes).float()
+    # Of the labels as they are: errors put in would make scenes of themselves.
+    scene = gather_evidence(detections, truths, extents, classes).detections[:, SCENE]
     of_labels, label_rows, of_detections, detection_rows = [], [], [], []
     rounds = min(_ROUNDS, 1 + _ENOUGH // max(len(truths.labels), 1))
     for _ in range(rounds):
         noisy = with_errors(truths, sizes, classes, SHARES, rng)
-        evidence = gather_evidence(detections, noisy.truths, extents, classes)
+        evidence = gather_evidence(detections, noisy.truths, extents, classes, scene)
         live = ~noisy.truths.ignore
         of_labels.append(Examples(evidence.labels[live], noisy.errors[live], folds[noisy.truths.images[live]]))
         label_rows.append(noisy.origins[live])
