@@ -225,7 +225,7 @@ def judge(
     )
     beside = torch.tensor(partners, dtype=torch.int64)
     known = ~vectors[own].isnan().any(dim=1)
-    typicality, alike, neighbours = _among_objects(vectors[own], labels, training)
+    place = _among_objects(vectors[own], labels, training)
     right = torch.full((len(found),), torch.nan, dtype=torch.float64)
     agreement = right.clone()
     suspicion = torch.zeros_like(right)  # of an object that no detection is near, nothing speaks against the label
@@ -233,15 +233,14 @@ def judge(
     rows = detection_rows[beside[with_detection]]
     detected = errors.detections.labels[beside[with_detection]]
     right[with_detection] = _right(vectors[rows], detected, training)
-    typical = _among_objects(vectors[rows], detected, training)[0]
-    agreement[with_detection] = _of_class(vectors[rows], detected, training)
-    suspicion[with_detection] = right[with_detection] * _support(agreement[with_detection], typical)
-    labelled = torch.tensor(objects, dtype=torch.bool)
-    support = torch.where(labelled, _support(_of_class(vectors[own], labels, training), typicality), 0.0)
+    of_detection = _among_objects(vectors[rows], detected, training)
+    agreement[with_detection] = of_detection.agreement
+    suspicion[with_detection] = right[with_detection] * _support(of_detection)
+    support = torch.where(torch.tensor(objects, dtype=torch.bool), _support(place), 0.0)
     doubled = torch.tensor([m.kind == ErrorType.DUPLICATE for m in found], dtype=torch.bool)
     suspicion[doubled | (support > suspicion)] = 0.0  # of a duplicate, the label is what made the other one right
     suspicion = suspicion.nan_to_num(0.0)
-    gap = (1 - suspicion) * LIMIT / (LIMIT + typicality)
+    gap = (1 - suspicion) * LIMIT / (LIMIT + place.typicality)
     shares = torch.stack((suspicion, gap, 1 - suspicion - gap), dim=1)
     confidence, best = shares.max(dim=1)
     names = (Verdict.ANNOTATION, Verdict.GAP, Verdict.LIMITATION)
@@ -250,11 +249,11 @@ def judge(
             verdict=names[int(best[i])] if confidence[i] >= SURE else Verdict.UNKNOWN,
             confidence=float(confidence[i]),
             suspicion=float(suspicion[i]),
-            typicality=float(typicality[i]),
-            alike=int(alike[i]),
+            typicality=float(place.typicality[i]),
+            alike=int(place.alike[i]),
             right=float(right[i]),
             agreement=float(agreement[i]),
-            nearest=tuple(int(training.object_rows[row]) for row in neighbours.rows[i].tolist() if row >= 0),
+            nearest=tuple(int(training.object_rows[row]) for row in place.nearest[i].tolist() if row >= 0),
         )
         if known[i]
         else None
@@ -313,12 +312,19 @@ def _partner(diagnosis: Diagnosis, mistake: Mistake, wrong: Tensor) -> int:
     return int(near[best]) if overlap[best] >= _NEAR else -1
 
 
-def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple[Tensor, Tensor, Neighbours]:
-    """P-values ``[M]``, number of training objects alike ``[M]``, and the nearest of all of them, of the class."""
+class _Place(NamedTuple):
+    """Where boxes lie among the training objects."""
+
+    typicality: Tensor  # [M] p-values, as of Judgement
+    alike: Tensor  # [M] int64, as of Judgement
+    agreement: Tensor  # [M] 0..1, share of the OF_ANY most alike, of any class, that are of the box's class
+    nearest: Tensor  # [M, SHOWN] int64, places of the most alike of the class, -1 for none
+
+
+def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> _Place:
     typicality = torch.zeros(len(vectors), dtype=torch.float64)
     alike = torch.zeros(len(vectors), dtype=torch.int64)
-    rows = torch.full((len(vectors), SHOWN), -1)
-    distances = torch.full((len(vectors), SHOWN), torch.inf)
+    nearest = torch.full((len(vectors), SHOWN), -1)
     for label in labels.unique().tolist():
         asked = (labels == label).nonzero().flatten()
         of_class = (training.object_labels == label).nonzero().flatten()
@@ -330,12 +336,12 @@ def _among_objects(vectors: Tensor, labels: Tensor, training: Training) -> tuple
             typicality[asked] = torch.where(apart.isinf(), 0.0, p_values)  # of a class of too few
             radius = spacing[spacing.isfinite()].quantile(1 - LIMIT) if spacing.isfinite().any() else 0.0
             alike[asked] = (1 - vectors[asked] @ training.objects[of_class].T <= radius).sum(dim=1)
-            rows[asked] = torch.where(found.rows >= 0, of_class[found.rows.clamp(min=0)], -1)[:, :SHOWN]
-        distances[asked] = found.distances[:, :SHOWN]
-    anywhere = nearest_neighbours(vectors, training.objects[training.of_any], LIKE).distances[:, -1]
-    of_all = conformal_p_values(anywhere, training.loneliness)
-    together = 2 * typicality * of_all / (typicality + of_all)
-    return together, alike, Neighbours(rows, distances)
+            nearest[asked] = torch.where(found.rows >= 0, of_class[found.rows.clamp(min=0)], -1)[:, :SHOWN]
+    found = nearest_neighbours(vectors, training.objects[training.of_any], max(LIKE, OF_ANY))
+    of_all = conformal_p_values(found.distances[:, LIKE - 1], training.loneliness)
+    classes = torch.nn.functional.pad(training.object_labels[training.of_any], (0, 1), value=-1)  # at -1
+    agreement = (classes[found.rows[:, :OF_ANY]] == labels[:, None]).double().mean(dim=1)
+    return _Place(2 * typicality * of_all / (typicality + of_all), alike, agreement, nearest)
 
 
 def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
@@ -350,13 +356,6 @@ def _right(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
     return share
 
 
-def _support(agreement: Tensor, typicality: Tensor) -> Tensor:
-    """How much training speaks for a box being of its class, 0..1."""
-    return agreement * typicality / (typicality + LIMIT)
-
-
-def _of_class(vectors: Tensor, labels: Tensor, training: Training) -> Tensor:
-    """Of the training objects of any class that are most alike, the share that are of the class, ``[M]``."""
-    found = nearest_neighbours(vectors, training.objects[training.of_any], OF_ANY).rows
-    classes = torch.nn.functional.pad(training.object_labels[training.of_any], (0, 1), value=-1)  # at -1
-    return (classes[found] == labels[:, None]).double().mean(dim=1)
+def _support(place: _Place) -> Tensor:
+    """How much training speaks for each box being of its class, ``[M]`` 0..1."""
+    return place.agreement * place.typicality / (place.typicality + LIMIT)
