@@ -29,7 +29,7 @@ from detframe.export.proof_images import split_of
 from detframe.export.runtime import Artefact, load
 from detframe.export.verify import metrics
 from detframe.monitoring.drift import drift_of
-from detframe.monitoring.signals import watched
+from detframe.monitoring.signals import place_of
 from detframe.monitoring.window import Window, limits, moments, scale_of, values_of, window_of
 
 RIGHT_CAUSES = {
@@ -107,7 +107,7 @@ def cost(rounds: int = 200) -> float:
 
 def mean_score(window: Window) -> float:
     """Of the detections from the thresholds on, as a mean over images; 0 where there is none."""
-    place = [signal.name for signal in watched(window.class_names)].index("score")
+    place = place_of("score", window.class_names)
     return float(np.nan_to_num(moments(window).mean[place]))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincc, kolmogorov
 
 from detframe.metrics.slices import holm
-from detframe.monitoring.signals import watched
+from detframe.monitoring.signals import place_of, watched
 from detframe.monitoring.window import Window, WindowError, moments
 
 Floats = NDArray[np.float64]
@@ -133,7 +133,7 @@ def estimated_map(profile: Window, window: Window, profile_map: float, alarm: bo
         profile_map: 0..1.
         alarm: Whether the window is unlike the profile.
     """
-    place = [signal.name for signal in watched(profile.class_names)].index("expected")
+    place = place_of("expected", profile.class_names)
     before, now = moments(profile), moments(window)
     usual = before.mean[place]
     if not usual > 0 or not window.images or np.isnan(profile_map):

@@ -14,7 +14,7 @@ from detframe.analysis.gallery import SCRIPT, STYLE, Example, gallery
 from detframe.analysis.page import Rows, Section, plot, write_page
 from detframe.analysis.plain import plain
 from detframe.monitoring.drift import ALPHA, Drift
-from detframe.monitoring.signals import watched
+from detframe.monitoring.signals import place_of, watched
 from detframe.monitoring.window import Window
 
 _COLUMNS = ("signal", "before", "now", "moved by, deviations", "distance", "p")
@@ -119,7 +119,7 @@ def write_drift_page(
 
 def _histograms(name: str, profile: Window, window: Window) -> Markup:
     """The profile in grey and the window in colour, as shares of images."""
-    place = [signal.name for signal in watched(profile.class_names)].index(name)
+    place = place_of(name, profile.class_names)
     edges = watched(profile.class_names)[place].edges
     figure = Figure(figsize=(5.0, 2.6))
     axes = figure.add_subplot()

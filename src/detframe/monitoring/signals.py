@@ -65,6 +65,11 @@ def watched(class_names: Sequence[str]) -> tuple[Signal, ...]:
     return (*OF_PIXELS, *OF_DETECTIONS, *of_classes)
 
 
+def place_of(name: str, class_names: Sequence[str]) -> int:
+    """Of a signal among :func:`watched`."""
+    return [signal.name for signal in watched(class_names)].index(name)
+
+
 def pixel_signals(image: NDArray[np.uint8]) -> Floats:
     """Signals of an image ``[3, H, W]`` RGB, in the order of :data:`OF_PIXELS`; NaN where it is too small."""
     _, height, width = image.shape
