@@ -37,6 +37,7 @@ def write_onnx(artefact: Artefact, metadata: Metadata, path: Path) -> None:
                     torch.ops.torchvision.nms.default: _nms,
                     torch.ops.aten._upsample_bilinear2d_aa.default: resize_antialiased,
                     torch.ops.aten.sort.stable: _stable_sort,
+                    torch.ops.aten.slice_scatter.default: _between,
                 },
                 verbose=False,
             )
@@ -51,6 +52,17 @@ def _stable_sort(values: Any, *, stable: bool | None, dim: int = -1, descending:
     """``torch.sort`` as the whole of ONNX's TopK, which puts the lower place first where values are equal."""
     length = op.Reshape(op.Gather(op.Shape(values), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
     return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
+
+
+def _between(canvas: Any, part: Any, dim: int = 0, start: Any = 0, end: Any = None) -> Any:  # noqa: ANN401
+    """``canvas`` with ``part`` from ``start`` to ``end``, copied: the exporter would transpose the image twice."""
+    zero, most, axis = (op.Constant(value_ints=[value]) for value in (0, 2**63 - 1, dim))
+    first, last = (zero if start is None else _one(start), most if end is None else _one(end))
+    return op.Concat(op.Slice(canvas, zero, first, axis), part, op.Slice(canvas, last, most, axis), axis=dim)
+
+
+def _one(number: Any) -> Any:  # noqa: ANN401
+    return op.Reshape(number, op.Constant(value_ints=[1]))
 
 
 def _nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:  # noqa: ANN401 - values of a graph in the making

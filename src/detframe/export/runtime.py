@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -210,7 +211,13 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
     compiled = core.compile_model(model, "CPU", settings)
     metadata = model.get_rt_info([METADATA]).astype(str) if model.has_rt_info([METADATA]) else ""
     seen: Counter[tuple[int, ...]] = Counter()
-    familiar: dict[tuple[int, ...], Any] = {}  # compiled for one shape, these need three quarters of the time
+    familiar: dict[tuple[int, ...], Future[Any]] = {}  # compiled for one shape, these need three quarters of the time
+    compiler = ThreadPoolExecutor(1)  # so that no request waits for it
+
+    def compiled_for(shape: tuple[int, ...]) -> Any:  # noqa: ANN401
+        fixed = model.clone()
+        fixed.reshape(list(shape))
+        return core.compile_model(fixed, "CPU", settings)
 
     def run(images: Images) -> Answer:
         shape = images.shape
@@ -219,10 +226,10 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
                 seen.clear()
             seen[shape] += 1
             if seen[shape] == _FAMILIAR:
-                fixed = model.clone()
-                fixed.reshape(list(shape))
-                familiar[shape] = core.compile_model(fixed, "CPU", settings)
-        return openvino_answer(familiar.get(shape, compiled), images)
+                familiar[shape] = compiler.submit(compiled_for, shape)
+        own = familiar.get(shape)
+        ready = own is not None and own.done() and own.exception() is None  # else that of any shape answers as well
+        return openvino_answer(own.result() if own is not None and ready else compiled, images)
 
     return metadata, run
 
