@@ -263,6 +263,7 @@ def main() -> None:
         throughput(server, asked, given.clients, given.seconds / 4)  # the first calls are slow
         rate = throughput(server, asked, given.clients, given.seconds)
         print(f"served, {given.clients} clients: {rate:.1f} images/s, {rate / own:.0%} of it", flush=True)
+        latency(server, asked, given.clients, rate / 2, given.seconds / 4)  # batches of other sizes: slow at first too
         times = latency(server, asked, given.clients, rate / 2, given.seconds)
         last = times[min(len(times) - 1, round(0.99 * len(times)))]
         print(
