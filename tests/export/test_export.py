@@ -323,12 +323,14 @@ def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert found.metadata.precision == "int8"
     assert 'element_type="i8"' in (path / "model.xml").read_text()
     model = import_module("openvino").Core().read_model(path / "model.xml")
-    convolutions = [operation for operation in model.get_ordered_ops() if operation.get_type_name() == "Convolution"]
-    quantised = [
-        convolution.input_value(0).get_node().get_type_name() == "FakeQuantize" for convolution in convolutions
-    ]
-    assert not quantised[0]
-    assert sum(quantised) > len(quantised) / 2
+    quantised: dict[str, list[bool]] = {"Convolution": [], "MatMul": []}
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() in quantised:
+            reads = operation.input_value(0).get_node().get_type_name()
+            quantised[operation.get_type_name()].append(reads == "FakeQuantize")
+    assert not quantised["Convolution"][0]
+    assert sum(quantised["Convolution"]) > len(quantised["Convolution"]) / 2
+    assert quantised["MatMul"] == [False, False]  # they resize the image, along one side and the other
     (size,) = (file.stat().st_size for file in path.glob("*.bin"))
     assert size < sum(parameter.numel() for parameter in task_of(run).detector.parameters()) * 2
 
