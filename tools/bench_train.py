@@ -89,11 +89,11 @@ class Contender(NamedTuple):
 # contenders
 
 
-def make_detframe(classes: int, size: int) -> Contender:
+def make_detframe(backbone: str, classes: int, size: int) -> Contender:
     """The dense nano detector."""
-    backbone = TimmBackbone(BACKBONE)
-    neck = FPN(backbone.levels)
-    detector = Detector(backbone, neck, DenseHead(neck.levels, classes))
+    body = TimmBackbone(backbone)
+    neck = FPN(body.levels)
+    detector = Detector(body, neck, DenseHead(neck.levels, classes))
 
     def loss(images: Tensor, targets: Targets) -> Tensor:
         return torch.stack(list(detector.loss(images, targets).values())).sum()
@@ -101,18 +101,18 @@ def make_detframe(classes: int, size: int) -> Contender:
     return Contender(detector, loss)
 
 
-def make_compiled(classes: int, size: int) -> Contender:
+def make_compiled(backbone: str, classes: int, size: int) -> Contender:
     """The dense nano detector as :class:`detframe.training.task.DetectionTask` compiles it."""
-    contender = make_detframe(classes, size)
+    contender = make_detframe(backbone, classes, size)
     assert isinstance(contender.model, Detector)
     contender.model.backbone.compile()
     contender.model.neck.compile()
     return contender
 
 
-def make_bfloat16(classes: int, size: int) -> Contender:
+def make_bfloat16(backbone: str, classes: int, size: int) -> Contender:
     """The dense nano detector in half precision wherever torch holds that to be safe."""
-    model, whole = make_detframe(classes, size)
+    model, whole = make_detframe(backbone, classes, size)
 
     def loss(images: Tensor, targets: Targets) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -121,27 +121,27 @@ def make_bfloat16(classes: int, size: int) -> Contender:
     return Contender(model, loss)
 
 
-def make_fcos(classes: int, size: int) -> Contender:
+def make_fcos(backbone: str, classes: int, size: int) -> Contender:
     """The FCOS of torchvision on the same backbone."""
-    pyramid = Pyramid((2, 3, 4), LastLevelP6P7(256, 256))
+    pyramid = Pyramid(backbone, (2, 3, 4), LastLevelP6P7(256, 256))
     return torchvision_contender(FCOS(pyramid, classes, min_size=size, max_size=size, _skip_resize=True))
 
 
-def make_retinanet(classes: int, size: int) -> Contender:
+def make_retinanet(backbone: str, classes: int, size: int) -> Contender:
     """The RetinaNet of torchvision on the same backbone."""
-    pyramid = Pyramid((2, 3, 4), LastLevelP6P7(256, 256))
+    pyramid = Pyramid(backbone, (2, 3, 4), LastLevelP6P7(256, 256))
     return torchvision_contender(RetinaNet(pyramid, classes, min_size=size, max_size=size, _skip_resize=True))
 
 
-def make_fasterrcnn(classes: int, size: int) -> Contender:
+def make_fasterrcnn(backbone: str, classes: int, size: int) -> Contender:
     """The Faster R-CNN of torchvision on the same backbone; there, class 0 is the background."""
-    pyramid = Pyramid((1, 2, 3, 4), LastLevelMaxPool())
+    pyramid = Pyramid(backbone, (1, 2, 3, 4), LastLevelMaxPool())
     anchors = AnchorGenerator(tuple((side,) for side in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
     model = FasterRCNN(pyramid, classes + 1, size, size, rpn_anchor_generator=anchors, _skip_resize=True)
     return torchvision_contender(model, first_label=1)
 
 
-def make_yolo11n(classes: int, size: int) -> Contender:
+def make_yolo11n(backbone: str, classes: int, size: int) -> Contender:
     """YOLO11n from its own description, with its own loss and its default gains."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
@@ -165,7 +165,7 @@ def make_yolo11n(classes: int, size: int) -> Contender:
     return Contender(model, loss)
 
 
-MAKERS: dict[str, tuple[str, Callable[[int, int], Contender]]] = {
+MAKERS: dict[str, tuple[str, Callable[[str, int, int], Contender]]] = {
     "detframe": ("detframe", make_detframe),
     "compiled": ("detframe", make_compiled),
     "bfloat16": ("detframe", make_bfloat16),
@@ -182,9 +182,9 @@ class Pyramid(nn.Module):
 
     out_channels = 256
 
-    def __init__(self, out_indices: tuple[int, ...], extra: LastLevelP6P7 | LastLevelMaxPool) -> None:
+    def __init__(self, backbone: str, out_indices: tuple[int, ...], extra: LastLevelP6P7 | LastLevelMaxPool) -> None:
         super().__init__()
-        self.body = timm.create_model(BACKBONE, features_only=True, out_indices=out_indices)
+        self.body = timm.create_model(backbone, features_only=True, out_indices=out_indices)
         info: Any = self.body.feature_info
         self.fpn = FeaturePyramidNetwork(info.channels(), self.out_channels, extra_blocks=extra)
 
@@ -448,6 +448,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MAKERS, help="contenders; default detframe fcos, yolo11n if there")
+    parser.add_argument(
+        "--backbone", default=BACKBONE, help=f"timm's name of it, of all but yolo11n; default {BACKBONE}"
+    )
     parser.add_argument("--image-size", type=int, default=320, help="side in pixels; default 320")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a step; default 8")
     parser.add_argument("--steps", type=int, default=10, help="steps that count; default 10")
@@ -480,7 +483,7 @@ def main() -> None:
     """Measure and print the tables."""
     args = parse()
     torch.manual_seed(args.seed)
-    contenders = {name: MAKERS[name][1](args.classes, args.image_size) for name in args.only}
+    contenders = {name: MAKERS[name][1](args.backbone, args.classes, args.image_size) for name in args.only}
     if args.channels_last:
         for contender in contenders.values():
             contender.model.to(memory_format=torch.channels_last)
