@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detframe.export.artefact import Artefact
-from detframe.export.onnx_resize import op, resize_antialiased
+from detframe.export.onnx_resize import as_vector, op, resize_antialiased
 from detframe.export.program import exported
 from detframe.export.runtime import METADATA, OUTPUTS, Metadata
 
@@ -57,12 +57,8 @@ def _stable_sort(values: Any, *, stable: bool | None, dim: int = -1, descending:
 def _between(canvas: Any, part: Any, dim: int = 0, start: Any = 0, end: Any = None) -> Any:  # noqa: ANN401
     """``canvas`` with ``part`` from ``start`` to ``end``, copied: the exporter would transpose the image twice."""
     zero, most, axis = (op.Constant(value_ints=[value]) for value in (0, 2**63 - 1, dim))
-    first, last = (zero if start is None else _one(start), most if end is None else _one(end))
+    first, last = (zero if start is None else as_vector(start), most if end is None else as_vector(end))
     return op.Concat(op.Slice(canvas, zero, first, axis), part, op.Slice(canvas, last, most, axis), axis=dim)
-
-
-def _one(number: Any) -> Any:  # noqa: ANN401
-    return op.Reshape(number, op.Constant(value_ints=[1]))
 
 
 def _nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:  # noqa: ANN401 - values of a graph in the making

@@ -36,7 +36,7 @@ def resize_antialiased(images: Value, output_size: Any, align_corners: bool, *sc
         align_corners: Is False.
         scales: Follow from the sizes.
     """
-    height, width = (_reshaped(length, [1]) for length in output_size)
+    height, width = (as_vector(length) for length in output_size)
     columns = _cast(op.Transpose(images, perm=[0, 1, 3, 2]), _FLOAT)  # else single pixels would be gathered, not rows
     rows = op.Transpose(_resized(columns, width), perm=[0, 1, 3, 2])
     return _cast(_resized(rows, height), _UINT8)
@@ -107,10 +107,11 @@ def _cast(value: Value, to: int) -> Value:
     return op.Cast(value, to=to)
 
 
-def _reshaped(value: Any, shape: list[int]) -> Value:  # noqa: ANN401
-    if isinstance(value, int):
-        return _ints([value])
-    return op.Reshape(_cast(value, _INT64), _ints(shape))
+def as_vector(number: Any) -> Value:  # noqa: ANN401
+    """A whole number, or the graph's value of one, as ``[1]`` int64, which ONNX's operators want sizes to be."""
+    if isinstance(number, int):
+        return _ints([number])
+    return op.Reshape(_cast(number, _INT64), _ints([1]))
 
 
 def _ints(values: list[int]) -> Value:

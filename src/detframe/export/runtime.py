@@ -228,8 +228,9 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
             if seen[shape] == _FAMILIAR:
                 familiar[shape] = compiler.submit(compiled_for, shape)
         own = familiar.get(shape)
-        ready = own is not None and own.done() and own.exception() is None  # else that of any shape answers as well
-        return openvino_answer(own.result() if own is not None and ready else compiled, images)
+        if own is None or not own.done() or own.exception() is not None:
+            return openvino_answer(compiled, images)  # it answers the same, and needs longer
+        return openvino_answer(own.result(), images)
 
     return metadata, run
 
