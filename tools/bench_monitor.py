@@ -74,8 +74,7 @@ def look(artefact: Artefact, index: AnnotationIndex, kind: str, severity: int, m
             image = np.ascontiguousarray(corrupted(image.transpose(1, 2, 0), kind, severity, rng).transpose(2, 0, 1))
         found = artefact.run(image[None])
         answers.append(found)
-        boxes, scores, labels, valid, _ = (column[0] for column in found)
-        rows.append(values_of(image, boxes, scores, labels, valid, thresholds))
+        rows.append(values_of(image, found, thresholds))
     return Looked(np.array(rows), metrics(answers, split.truths, split.areas, names)["map"])
 
 

@@ -32,10 +32,11 @@ from detframe.data.annotations import DataError
 from detframe.data.coco import read_coco
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.dataset import DetectionDataset, collate
+from detframe.data.images import read_image
 from detframe.data.scenes import CLASS_NAMES
 from detframe.data.synthetic import write_dataset
 from detframe.export.artefact import Artefact
-from detframe.export.half import HalfDetector
+from detframe.export.half import half_detector
 from detframe.export.proof_images import calibration_paths, split_of_run
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, Images, Metadata, load
 from detframe.export.verify import Difference, Proof, difference, strange_images
@@ -46,6 +47,7 @@ from detframe.models.heads.dense import DenseHead
 from detframe.models.heads.rtdetr import RTDETRHead
 from detframe.models.hybrid_encoder import HybridEncoder
 from detframe.models.necks import SimpleFeaturePyramid
+from detframe.monitoring.window import from_json, limits, values_of
 from detframe.training.task import DetectionTask
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -96,6 +98,8 @@ def test_an_artefact_answers_as_the_task_does_with_the_loader_s_images(run: Path
             torch.testing.assert_close(found.boxes[0], expected.boxes[place], atol=1e-3, rtol=0)
             torch.testing.assert_close(found.scores[0], expected.scores[place], atol=1e-5, rtol=0)
             assert torch.equal(found.confident, found.valid & (found.scores >= thresholds[found.labels]))
+            at_least = [found.scores[found.valid & (found.labels == label)].sum() for label in range(len(CLASS_NAMES))]
+            assert (found.candidates[0] >= torch.stack(at_least) - 1e-4).all()  # nothing is calibrated here
     assert expected.valid.sum() > 50
 
 
@@ -133,6 +137,8 @@ def test_every_format_answers_alike_whatever_the_image(run: Path, exported: Path
             expected = Answer(*(column.numpy() for column in eager(torch.from_numpy(images))))
         found = artefact.run(images)
         assert difference(expected, found).unmatched <= 2
+        np.testing.assert_allclose(found.candidates, expected.candidates, rtol=1e-3)
+        np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-3)
         assert (found.confident == found.valid & (found.scores >= np.array(thresholds)[found.labels])).all()
     pixel = noise[:1, :, :1, :1].copy()  # where places are nearly alike, and which are suppressed is open
     with torch.inference_mode():
@@ -328,6 +334,7 @@ def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert quantised["MatMul"] == [False, False]  # they resize the image, along one side and the other
     (size,) = (file.stat().st_size for file in path.glob("*.bin"))
     assert size < sum(parameter.numel() for parameter in task_of(run).detector.parameters()) * 2
+    assert_profiled_by_its_own_answers(run, path)
 
 
 @pytest.mark.slow
@@ -344,11 +351,22 @@ def test_half_precision_keeps_its_map(
     assert load(path).metadata.precision == precision
     assert report["map_checkpoint"] - report["map"] <= 0.02
     assert report["score"] > 0  # another precision it is
+    assert_profiled_by_its_own_answers(run, path)
+
+
+def assert_profiled_by_its_own_answers(run: Path, path: Path) -> None:
+    artefact = load(path)
+    index = read_coco(run.parents[1] / "data" / "val.json").index
+    thresholds = limits(artefact.metadata.thresholds, index.class_names)
+    images = [read_image(index.path(place)).numpy() for place in range(len(index))]
+    values = [values_of(image, artefact.run(image[None]), thresholds) for image in images]
+    profile = from_json(artefact.metadata.profile, path.name)
+    np.testing.assert_allclose(profile.sums, np.nansum(values, axis=0), atol=0.02 * len(index))
 
 
 def test_the_head_of_detr_stays_in_float32(detr: DetectionTask) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    half = HalfDetector(detr.detector, torch.float16)
+    half = half_detector(detr.detector, torch.float16)
     assert {value.dtype for value in half.head.state_dict().values() if value.is_floating_point()} == {torch.float32}
     assert {value.dtype for value in half.backbone.parameters()} == {torch.float16}
     with torch.inference_mode():
@@ -428,7 +446,7 @@ def test_how_well_an_image_s_objects_are_found() -> None:
 def answer(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Answer:
     valid = np.ones((1, len(scores)), dtype=np.bool_)
     columns = np.array([boxes], dtype=np.float32), np.array([scores], dtype=np.float32), np.array([labels])
-    return Answer(*columns, valid, valid)
+    return Answer(*columns, valid, valid, np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32))
 
 
 def test_answers_are_compared_as_sets() -> None:

@@ -46,6 +46,24 @@ def test_detections_keep_their_contract() -> None:
         assert (pairwise_iou(mine, mine).fill_diagonal_(0) <= 0.6 + 1e-5).all()
 
 
+def test_what_detections_come_from_is_seen_too() -> None:
+    detector = build().eval()
+    images = torch.rand(2, 3, 96, 128)
+    with torch.no_grad():
+        found, raw, embedding = detector.look(images)
+        features = detector.backbone(detector.normalised(images))[-1]
+        assert all(map(torch.equal, found, detector(images)))
+    assert raw.scores.shape == (2, 500)
+    assert raw.valid.sum() > found.valid.sum()
+    best = raw.valid[0].nonzero()[0]  # nothing suppresses it
+    assert torch.equal(raw.boxes[0, best], found.boxes[0, :1])
+    assert torch.equal(raw.scores[0, best], found.scores[0, :1])
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(
+        embedding * features.mean(dim=(2, 3)).norm(dim=1, keepdim=True), features.mean(dim=(2, 3))
+    )
+
+
 def test_an_image_is_found_alike_alone_and_in_a_batch() -> None:
     detector = build().eval()
     images = torch.rand(3, 3, 96, 96)

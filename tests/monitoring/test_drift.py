@@ -26,7 +26,14 @@ from detframe.monitoring.drift import (
     suspicion,
     tail_shares,
 )
-from detframe.monitoring.signals import OF_DETECTIONS, OF_PIXELS, detection_signals, pixel_signals, watched
+from detframe.monitoring.signals import (
+    OF_NETWORK,
+    OF_PIXELS,
+    detection_signals,
+    network_signals,
+    pixel_signals,
+    watched,
+)
 from detframe.monitoring.window import (
     Window,
     WindowError,
@@ -145,7 +152,7 @@ def test_signals_that_move_together_only_are_seen_by_the_test_of_all() -> None:
 def test_the_likely_cause_is_what_was_done(change: object, cause: str) -> None:
     assert callable(change)
     rng = np.random.default_rng(0)
-    detections = np.zeros(len(OF_DETECTIONS) + len(NAMES))
+    detections = np.zeros(len(SIGNALS) - len(OF_PIXELS))
 
     def looked(seeds: range, changed: bool) -> NDArray[np.float64]:
         rows = []
@@ -166,7 +173,8 @@ def test_the_likely_cause_is_what_was_done(change: object, cause: str) -> None:
 
 def test_causes_that_pixels_do_not_show() -> None:
     def moved(**shifts: float) -> list[Moved]:
-        named = {name.replace("_", " ") if name.startswith("class_") else name: of for name, of in shifts.items()}
+        spaced = ("class_", "look_")
+        named = {name.replace("_", " ") if name.startswith(spaced) else name: of for name, of in shifts.items()}
         return [
             Moved(name, 0.9 if name in named else 0.0, 1e-6 if name in named else 1.0, 0, 0, named.get(name, 0.0))
             for name in SIGNALS
@@ -176,6 +184,7 @@ def test_causes_that_pixels_do_not_show() -> None:
     assert causes_of(moved(class_nut=-1.0, class_bolt=1.0)) == ["new class mix: nut, bolt"]
     assert causes_of(moved(box_size=1.5)) == ["objects nearer"]
     assert causes_of(moved(top_score=-2.0)) == ["new objects or scenes"]
+    assert causes_of(moved(look_3=-2.0)) == ["new objects or scenes"]
     assert causes_of(moved()) == ["something that no single signal shows"]
 
 
@@ -183,7 +192,7 @@ def test_what_is_watched_of_detections() -> None:
     boxes = np.array([[0.0, 0, 20, 20], [80, 60, 100, 100], [0, 0, 1, 1]])
     found = dict(
         zip(
-            SIGNALS[len(OF_PIXELS) :],
+            SIGNALS[len(OF_PIXELS) + len(OF_NETWORK) :],
             detection_signals(boxes, np.array([0.9, 0.6, 0.2]), np.array([0, 1, 1]), np.array([0.5, 0.5]), (100, 200)),
             strict=True,
         )
@@ -200,6 +209,17 @@ def test_what_is_watched_of_detections() -> None:
     assert np.isnan(pixel_signals(np.zeros((3, 5, 5), np.uint8))).sum() == 4  # too small for the fine ones
 
 
+def test_what_is_watched_of_the_network() -> None:
+    rng = np.random.default_rng(0)
+    alike, other = rng.normal(size=(2, 300))
+    alike, other = alike / np.linalg.norm(alike), other / np.linalg.norm(other)
+    raw, repeats, *looks = network_signals(np.array([60.0, 40.0]), alike, 10.0)
+    assert (raw, repeats) == (pytest.approx(2, abs=1e-4), pytest.approx(1, abs=1e-4))
+    assert np.abs(looks).max() < 4  # within the bins
+    nearly = network_signals(np.zeros(2), alike + 0.001 * other, 0.0)[2:]
+    assert np.abs(nearly - looks).max() < 0.01 < np.abs(network_signals(np.zeros(2), other, 0.0)[2:] - looks).max()
+
+
 def test_the_precision_that_scores_promise_scatters_as_it_says() -> None:
     rng = np.random.default_rng(0)
 
@@ -210,7 +230,7 @@ def test_the_precision_that_scores_promise_scatters_as_it_says() -> None:
             boxes = np.tile([0.0, 0, 9, 9], (len(scores), 1))
             labels = np.zeros(len(scores), dtype=int)
             found = detection_signals(boxes, scores, labels, np.zeros(2), (20, 20))
-            rows.append(np.concatenate([np.zeros(len(OF_PIXELS)), found]))
+            rows.append(np.concatenate([np.zeros(len(SIGNALS) - len(found)), found]))
         return window_of(NAMES, np.array(rows), None)
 
     whole = expected_precision(window(20_000)).precision

@@ -16,7 +16,7 @@ from tests.serving.conftest import NAMES, Served, Shades, as_json, encoded
 
 from detframe.cli import main
 from detframe.data.label_queue import read_queue
-from detframe.export.runtime import METADATA, Artefact, Metadata, load
+from detframe.export.runtime import METADATA, OUTPUTS, Artefact, ArtefactError, Metadata, load
 from detframe.monitoring.window import as_json as window_as_json
 from detframe.monitoring.window import read_window, values_of, window_of
 from detframe.serving.windows import WindowWriter
@@ -38,9 +38,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     rows = []
     for seed in range(60):
         image = photograph(seed)
-        answer = artefact.run(image[None])
-        boxes, scores, labels, valid, _ = (column[0] for column in answer)
-        rows.append(values_of(image, boxes, scores, labels, valid, np.full(3, 0.5)))
+        rows.append(values_of(image, artefact.run(image[None]), np.full(3, 0.5)))
     profile = window_as_json(window_of(NAMES, np.array(rows), None))
     return write_artefact(folder / "model.torchscript", dataclasses.replace(plain, profile=profile, profile_map=0.7))
 
@@ -124,6 +122,12 @@ def test_a_writer_counts_what_it_is_told(watched: Artefact, tmp_path: Path) -> N
     writer.flush()
     writer.flush()
     assert sorted(read_window(path).images for path in tmp_path.iterdir()) == [1, 3]
+
+
+def test_an_artefact_of_another_version_is_refused(watched: Artefact, tmp_path: Path) -> None:
+    old = dataclasses.replace(watched.metadata, outputs=OUTPUTS[:5])
+    with pytest.raises(ArtefactError, match=r"old\.torchscript: is of another version .*Export it anew"):
+        write_artefact(tmp_path / "old.torchscript", old)
 
 
 def test_bad_input_is_one_sentence(watched: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

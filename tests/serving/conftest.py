@@ -33,7 +33,7 @@ SLOW, FAILS = 7, 13
 class Shades(nn.Module):
     """A detector of colours: the brighter a channel, the larger its box and the higher its score."""
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         first = int(images[:, 0, 0, 0].max())
         if first == 13:
             raise RuntimeError("thirteen brings bad luck")
@@ -47,7 +47,7 @@ class Shades(nn.Module):
         height, width = images.shape[2], images.shape[3]
         far = torch.stack([scores * width, scores * height], dim=2)
         boxes = torch.cat([torch.zeros_like(far), far], dim=2)
-        return boxes, scores, labels, scores > 0, scores >= 0.5
+        return boxes, scores, labels, scores > 0, scores >= 0.5, shades, nn.functional.normalize(shades, dim=1)
 
 
 @pytest.fixture(scope="session")
@@ -76,14 +76,12 @@ def encoded(pixels: NDArray[np.uint8], kind: str = "png") -> bytes:
 
 def expected(artefact: Artefact, pixels: NDArray[np.uint8], everything: bool = False) -> dict[str, Any]:
     """What is to be answered for an image, from the artefact's own answer."""
-    boxes, scores, labels, valid, confident = artefact.run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))
+    answer = artefact.run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))
+    shown = (answer.valid if everything else answer.confident)[0]
     return {
         "detections": [
             {"box": box.tolist(), "score": float(score), "label": int(label), "class_name": NAMES[label]}
-            for box, score, label, shown in zip(
-                boxes[0], scores[0], labels[0], (valid if everything else confident)[0], strict=True
-            )
-            if shown
+            for box, score, label in zip(*(column[0][shown] for column in answer[:3]), strict=True)
         ],
         "width": pixels.shape[1],
         "height": pixels.shape[0],

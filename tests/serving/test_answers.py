@@ -86,6 +86,8 @@ def test_numbers_are_the_shortest_that_are_the_artefacts(artefact: Artefact) -> 
         np.array([[2]]),
         np.array([[True]]),
         np.array([[True]]),
+        np.array([[0, 0, 0.9]], np.float32),
+        np.array([[1.0]], np.float32),
     )
     assert as_json(answer, NAMES, False, 480, 640) == {
         "detections": [{"box": [0.1, 12.3, 0.33333334, 640.0], "score": 0.9, "label": 2, "class_name": "blue"}],

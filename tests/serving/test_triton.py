@@ -36,6 +36,8 @@ def test_the_repository_holds_the_artefact_and_says_what_it_does(path: Path, tmp
         ("OUTPUT__2", "INT64", "3"),
         ("OUTPUT__3", "BOOL", "3"),
         ("OUTPUT__4", "BOOL", "3"),
+        ("OUTPUT__5", "FP32", "3"),
+        ("OUTPUT__6", "FP32", "3"),
     ]
     assert "{ count: 2 kind: KIND_GPU }" in config
     assert "max_queue_delay_microseconds: 10000 }" in config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detframe.letterbox import letterbox, to_original
-from detframe.structures import Detections
+from detframe.models.detector import Detector
 
 
 class Findings(NamedTuple):
@@ -21,6 +21,8 @@ class Findings(NamedTuple):
     labels: Tensor  # [B, K] int64, 0..C-1
     valid: Tensor  # [B, K] bool, False in the slots that are not used
     confident: Tensor  # [B, K] bool, valid and from the operating threshold of the class on: what is to be acted on
+    candidates: Tensor  # [B, C] float32, sum of each class's scores before what was found twice is dropped
+    embedding: Tensor  # [B, E] float32, a unit vector: what the image looks like to the backbone
 
 
 class Artefact(nn.Module):
@@ -36,7 +38,7 @@ class Artefact(nn.Module):
     thresholds: Tensor
 
     def __init__(
-        self, detector: nn.Module, image_size: tuple[int, int], stretch: bool, thresholds: Sequence[float]
+        self, detector: Detector, image_size: tuple[int, int], stretch: bool, thresholds: Sequence[float]
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -50,8 +52,10 @@ class Artefact(nn.Module):
         resized, transform = letterbox(images, self.height, self.width, self.stretch)
         if resized.dtype == torch.uint8:
             resized = resized.float() / 255
-        found: Detections = self.detector(resized)
+        found, raw, embedding = self.detector.look(resized)
         size = torch.tensor([images.shape[2], images.shape[3]]).to(images.device)
         boxes = to_original(found.boxes, transform.to(images.device)[None], size[None]) * found.valid[..., None]
         confident = found.valid & (found.scores >= self.thresholds[found.labels])
-        return Findings(boxes, found.scores, found.labels, found.valid, confident)
+        of_class = raw.labels[..., None] == torch.arange(self.thresholds.shape[0], device=images.device)  # [B, M, C]
+        candidates = (of_class * (raw.scores * raw.valid)[..., None]).sum(dim=1)
+        return Findings(boxes, found.scores, found.labels, found.valid, confident, candidates, embedding)

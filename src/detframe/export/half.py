@@ -9,43 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from detframe.models.detector import Detector
-from detframe.structures import Detections
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class HalfDetector(nn.Module):
-    """A detector with its convolutions in half precision; images and detections stay float32.
+def half_detector(detector: Detector, precision: torch.dtype) -> Detector:
+    """A copy of a detector with its convolutions in half precision; images and detections stay float32.
 
     The head is not touched: what it computes are coordinates in pixels and, in DETR, sigmoids and their inverses near 0
     and 1, for which half precision has too few digits.
 
     Args:
-        detector: Is copied.
+        detector: Is left as it is.
         precision: torch.float16 or torch.bfloat16.
     """
+    half = deepcopy(detector)
+    # Set as modules: of a backbone and a neck nothing but `forward` is asked from here on.
+    half.set_submodule("backbone", _HalfBackbone(half.backbone, precision))
+    half.set_submodule("neck", _HalfNeck(half.neck, precision))
+    return half
 
-    mean: Tensor
-    std: Tensor
+
+class _HalfBackbone(nn.Module):
+    """From float32 images to levels of half precision."""
+
     like: Tensor  # its type is what counts
 
-    def __init__(self, detector: Detector, precision: torch.dtype) -> None:
+    def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
         super().__init__()
-        own = deepcopy(detector)
-        self.backbone = own.backbone.to(precision)
-        self.neck = own.neck.to(precision)
-        self.head = own.head
-        self.calibration = own.calibration
-        self.register_buffer("mean", own.mean)
-        self.register_buffer("std", own.std)
+        self.body = backbone.to(precision)
         self.register_buffer("like", torch.zeros((), dtype=precision))
 
-    def forward(self, images: Tensor) -> Detections:
-        """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        levels: list[Tensor] = self.neck(self.backbone(normalised.type_as(self.like)))
-        features = [level.float() for level in levels]
-        detections: Detections = self.head(features, (images.shape[2], images.shape[3]))
-        if self.calibration is not None:
-            detections = self.calibration(detections)
-        return detections
+    def forward(self, images: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = self.body(images.type_as(self.like))
+        return levels
+
+
+class _HalfNeck(nn.Module):
+    """From levels of half precision to float32."""
+
+    def __init__(self, neck: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        self.neck = neck.to(precision)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [level.float() for level in self.neck(levels)]

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 METADATA = "detframe.json"
 """Name under which a format's file holds its :class:`Metadata` as JSON."""
 
-OUTPUTS = ("boxes", "scores", "labels", "valid", "confident")
+OUTPUTS = ("boxes", "scores", "labels", "valid", "confident", "candidates", "embedding")
+
+PRECISELY = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Of OpenVINO, which by default computes in bfloat16 where the CPU has it; that is not what was proven."""
 
 _FAMILIAR = 3  # calls after which OpenVINO compiles anew for a shape: it takes a second, and 60 MB with its weights
 _MOST_FAMILIAR = 2  # shapes: single images and full batches of one camera
@@ -39,6 +42,8 @@ class Answer(NamedTuple):
     labels: NDArray[np.int64]  # [B, K] 0..C-1
     valid: NDArray[np.bool_]  # [B, K] False in the slots that are not used
     confident: NDArray[np.bool_]  # [B, K] valid and from the operating threshold of the class on
+    candidates: NDArray[np.float32]  # [B, C] sum of each class's scores before what was found twice is dropped
+    embedding: NDArray[np.float32]  # [B, E] unit vectors: what the images look like to the backbone
 
 
 Images = NDArray[np.uint8]  # [B, 3, H, W] RGB, all of one size
@@ -62,6 +67,7 @@ class Metadata:
             None where there were none.
         profile_map: mAP on that data, 0..1, from which `monitor` estimates it on other images; None likewise.
         precision: That the network computes in: float32, float16, bfloat16 or int8.
+        outputs: What it answers with, in order.
     """
 
     class_names: list[str]
@@ -75,6 +81,7 @@ class Metadata:
     precision: str = "float32"
     profile: dict[str, Any] | None = None
     profile_map: float | None = None
+    outputs: tuple[str, ...] = OUTPUTS
 
     def said(self) -> dict[str, Any]:
         """All but the profile, which is many numbers, for people to read."""
@@ -89,7 +96,8 @@ class Metadata:
         """Read what :meth:`to_json` has written; keys of later versions are passed over."""
         content: Mapping[str, Any] = json.loads(text)
         known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
-        return cls(**{**known, "image_size": tuple(known["image_size"])})
+        outputs = tuple(content.get("outputs", ()))  # of the first artefacts, which did not say it
+        return cls(**{**known, "image_size": tuple(known["image_size"]), "outputs": outputs})
 
 
 class Artefact(NamedTuple):
@@ -127,7 +135,10 @@ def load(path: Path, threads: int = 0) -> Artefact:
         raise ArtefactError(f"{path}: cannot be loaded ({reason(error)}). Export it anew.") from error
     if not metadata:
         raise ArtefactError(f"{path}: holds no {METADATA}; it was not written by `detframe export`.")
-    return Artefact(Metadata.from_json(metadata), run, path)
+    about = Metadata.from_json(metadata)
+    if about.outputs != OUTPUTS:
+        raise ArtefactError(f"{path}: is of another version of detframe, with other outputs. Export it anew.")
+    return Artefact(about, run, path)
 
 
 def reason(error: Exception) -> str:
@@ -204,8 +215,7 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
     openvino: Any = import_module("openvino")  # it states no types for what it offers
     core = openvino.Core()
     model = core.read_model(path / "model.xml")
-    # By default OpenVINO computes in bfloat16 where the CPU has it, which is not what was proven.
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = dict(PRECISELY)
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(model, "CPU", settings)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from detframe.drawing import Truth, draw_boxes
 from detframe.export.artefact import Artefact
 from detframe.export.card import card_of, read_given, write_card
 from detframe.export.checkpoint import answering, artefact_of, read_checkpoint
-from detframe.export.half import HALVES, HalfDetector
+from detframe.export.half import HALVES, half_detector
 from detframe.export.proof_images import AnnotatedSplit, ProofImages, calibration_paths, split_of_run
 from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, load, megabytes
 from detframe.export.verify import LEAST_SCORE, Proof, metrics, prove, rows_of_answers
@@ -143,19 +144,22 @@ def export(
             thresholds=thresholds,
             calibrated=task.detector.calibration is not None,
             precision=precision,
-            profile=None if split is None else profile_of(split, list(expected.values()), thresholds),
             profile_map=map_expected,
             checkpoint_hash=file_digest(checkpoint).hex(),
             dataset_hash="" if split is None else split.hash,
             versions={name: version for name in _LIBRARIES if (version := _version(name))},
         )
+        described = partial(_described, about, split)
         named = WRITERS[to].name if precision == "float32" else WRITERS[to].name.replace(".", f".{precision}.", 1)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             path = Path(scratch) / named
             written = artefact_of(task, [thresholds.get(name, 0.0) for name in names])
+            own = list(expected.values())
             if precision in HALVES:
-                written.detector = HalfDetector(task.detector, HALVES[precision])
+                written.detector = half_detector(task.detector, HALVES[precision])
+                own = [answering(written)(image) for _, image in _tracked(every, f"Asking in {precision}", console)]
+            about = described(own)
             with console.status(f"Writing {named}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # exporters warn of what is deprecated in each other
                 _function(WRITERS[to])(written, about, path)
@@ -165,7 +169,7 @@ def export(
 
                 with console.status(f"Quantising by {len(calibration)} training images"), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    quantize(path, calibration, split, max_drop, console.print)
+                    quantize(path, calibration, split, max_drop, console.print, described)
             artefact = load(path)
             proof = prove(
                 expected,
@@ -217,15 +221,15 @@ def _thresholds(answers: list[Answer], split: AnnotatedSplit | None, aim: Aim) -
     return dict(zip(names, found.thresholds.tolist(), strict=True))
 
 
-def profile_of(split: AnnotatedSplit, answers: list[Answer], thresholds: dict[str, float]) -> dict[str, Any]:
-    """What a released detector is watched against: what a split's images and the answers to them are like."""
-    names = split.index.class_names
+def _described(about: Metadata, split: AnnotatedSplit | None, answers: Sequence[Answer]) -> Metadata:
+    """With the profile of a split: what its images are like, and the artefact's own answers, which begin with them."""
+    if split is None:
+        return about
     values = []
     for place, answer in enumerate(answers[: len(split.index)]):
         image = read_image(split.index.path(place)).numpy()
-        boxes, scores, labels, valid, _ = (column[0] for column in answer)
-        values.append(values_of(image, boxes, scores, labels, valid, limits(thresholds, names)))
-    return window_as_json(window_of(names, np.array(values), None))
+        values.append(values_of(image, answer, limits(about.thresholds, about.class_names)))
+    return replace(about, profile=window_as_json(window_of(about.class_names, np.array(values), None)))
 
 
 def _map(split: AnnotatedSplit | None, answers: Sequence[Answer]) -> float | None:

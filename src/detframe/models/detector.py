@@ -4,15 +4,25 @@ Postponed annotations would break TorchScript here, which reads the types of the
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detframe.models.backbones import Backbone
 from detframe.models.calibration import Calibration
 from detframe.models.heads.base import Head
 from detframe.models.necks import Neck
 from detframe.structures import Detections, Level, Targets
+
+
+class Sight(NamedTuple):
+    """All that a detector says of images."""
+
+    detections: Detections
+    raw: Detections  # in as many slots as the head has, several of one object among them, not calibrated
+    embedding: Tensor  # [B, E] float32, unit vectors: the backbone's last features, averaged over the image
 
 
 class Detector(nn.Module):
@@ -39,16 +49,26 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> Detections:
         """Detections of images ``[B, 3, H, W]``, RGB float 0..1, in their pixels."""
-        detections: Detections = self.head(self.features(images), (images.shape[2], images.shape[3]))
+        return self.look(images).detections
+
+    def look(self, images: Tensor) -> Sight:
+        """What ``forward`` answers, and what it comes from, of the same images."""
+        levels: list[Tensor] = self.backbone(self.normalised(images))
+        raw: Detections = self.head.raw_detections(self.neck(levels), (images.shape[2], images.shape[3]))
+        detections: Detections = self.head.select(raw)
         if self.calibration is not None:
             detections = self.calibration(detections)
-        return detections
+        embedding = functional.normalize(levels[-1].float().mean(dim=(2, 3)), dim=1)
+        return Sight(detections, raw, embedding)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps that the head reads, of images ``[B, 3, H, W]`` in 0..1."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features: list[Tensor] = self.neck(self.backbone(normalised))
+        features: list[Tensor] = self.neck(self.backbone(self.normalised(images)))
         return features
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in 0..1 as the backbone expects them."""
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @torch.jit.unused
     def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:

@@ -7,26 +7,21 @@ from torchvision.ops import nms
 from detframe.structures import Detections
 
 
-def select_detections(
-    boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, candidates: int, detections: int
-) -> Detections:
-    """Non-maximum suppression per class of dense predictions, best first.
+def best_candidates(boxes: Tensor, scores: Tensor, score_threshold: float, candidates: int) -> Detections:
+    """The best pairs of box and class of dense predictions, several of one object among them.
 
     Args:
-        boxes: ``[B, A, 4]``, xyxy in pixels, within the image.
+        boxes: ``[B, A, 4]``, xyxy in pixels, within the image; or ``[B, A, C, 4]``, where each class has its own.
         scores: ``[B, A, C]``, 0..1; a box may be found under several classes.
-        score_threshold: Scores at or below it are no detections.
-        iou_threshold: A box that overlaps a better one of its class more than this is dropped.
-        candidates: How many of the best scores of an image enter the suppression.
-        detections: K, how many slots come out; ``detections <= candidates``.
-
-    Returns:
-        Detections with K slots.
+        score_threshold: Scores at or below it are no detections, nor are boxes without area.
+        candidates: M, how many slots come out.
     """
     classes = scores.shape[2]
     top, index = padded_topk(scores.flatten(1), candidates)
-    chosen = boxes.gather(1, (index // classes)[..., None].expand(-1, -1, 4))
-    return suppress(chosen, top, index % classes, score_threshold, iou_threshold, detections)
+    row = index // classes if boxes.dim() == 3 else index
+    chosen = boxes.reshape(boxes.shape[0], -1, 4).gather(1, row[..., None].expand(-1, -1, 4))
+    valid = (top > score_threshold) & (chosen[..., 2:] > chosen[..., :2]).all(dim=-1)
+    return Detections(chosen, top, index % classes, valid)
 
 
 def padded_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -38,20 +33,15 @@ def padded_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return top, index.clamp(max=scores.shape[1] - 1)
 
 
-def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, score_threshold: float, iou_threshold: float, detections: int
-) -> Detections:
+def suppress(candidates: Detections, iou_threshold: float, detections: int) -> Detections:
     """The best of candidates, of which none overlaps a better one of its class.
 
     Args:
-        boxes: ``[B, M, 4]``, xyxy in pixels, within the image.
-        scores: ``[B, M]``, 0..1.
-        labels: ``[B, M]``.
-        score_threshold: Scores at or below it are no detections.
+        candidates: With M slots, as :func:`best_candidates` gives them.
         iou_threshold: A box that overlaps a better one of its class more than this is dropped.
         detections: K, how many slots come out; at most M.
     """
-    live = (scores > score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    boxes, scores, labels, live = candidates
     keep = unsuppressed(boxes, scores, labels, live, iou_threshold)
     final, order = torch.where(keep, scores, -1.0).topk(detections, dim=1)
     valid = final >= 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincc, kolmogorov
 
 from detframe.metrics.slices import holm
-from detframe.monitoring.signals import place_of, watched
+from detframe.monitoring.signals import OF_NETWORK, place_of, watched
 from detframe.monitoring.window import Window, WindowError, moments
 
 Floats = NDArray[np.float64]
@@ -168,7 +168,8 @@ def causes_of(moved: list[Moved], alpha: float = ALPHA) -> list[str]:
         said.append(f"new class mix: {', '.join(name.removeprefix('class ') for name in classes)}")
     if shift["box_size"]:
         said.append("objects nearer" if shift["box_size"] > 0 else "objects farther away")
-    if any(shift[name] for name in ("detections", "expected", "top_score", "score", "candidates")):
+    of_objects = ("detections", "expected", "top_score", "score", "candidates", *(signal.name for signal in OF_NETWORK))
+    if any(shift[name] for name in of_objects):
         said.append("new objects or scenes")
     return said or ["something that no single signal shows"]
 

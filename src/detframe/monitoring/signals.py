@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,23 @@ class Signal(NamedTuple):
     name: str
     edges: Floats  # [E] ascending; values beyond are counted in the outer bins
     meaning: str
+
+
+class Answered(Protocol):
+    """What is read of an artefact's answer, see :class:`detframe.export.runtime.Answer`."""
+
+    @property
+    def boxes(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def scores(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def labels(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    @property
+    def candidates(self) -> NDArray[np.float32]: ...  # noqa: D102
+    @property
+    def embedding(self) -> NDArray[np.float32]: ...  # noqa: D102
 
 
 _GRID, _MIDDLE = 96, 192  # pixels: of the coarse grid's longer side, and of the square
@@ -45,6 +63,15 @@ OF_PIXELS = (
     _signal("flatness", 0, 1, 100, "share of neighbours that are equal"),
     _signal("blockiness", -1, 1, 100, "logarithm of steps between JPEG's blocks over those within"),
 )
+_LOOKS = 8  # directions in which embeddings are watched
+OF_NETWORK = (
+    _signal("raw", -3, 3, 120, "logarithm of the sum of all scores before what was found twice is dropped"),
+    _signal("repeats", -0.5, 2.5, 120, "logarithm of that over the sum of all scores: how often an object is found"),
+    *(
+        _signal(f"look {place + 1}", -4, 4, 400, "what the image looks like to the backbone, in a direction of its own")
+        for place in range(_LOOKS)
+    ),
+)
 OF_DETECTIONS = (
     _signal("candidates", -0.5, 300.5, 301, "detections of any score"),
     _signal("detections", -0.5, 300.5, 301, "detections from the operating thresholds on"),
@@ -62,7 +89,7 @@ OF_DETECTIONS = (
 def watched(class_names: Sequence[str]) -> tuple[Signal, ...]:
     """All signals of a detector."""
     of_classes = (_signal(f"class {name}", -0.5, 100.5, 101, f"detections of {name}") for name in class_names)
-    return (*OF_PIXELS, *OF_DETECTIONS, *of_classes)
+    return (*OF_PIXELS, *OF_NETWORK, *OF_DETECTIONS, *of_classes)
 
 
 def place_of(name: str, class_names: Sequence[str]) -> int:
@@ -88,6 +115,25 @@ def pixel_signals(image: NDArray[np.uint8]) -> Floats:
             *_fine_signals(middle),
         ]
     )
+
+
+def network_signals(candidates: NDArray[Any], embedding: NDArray[Any], found: float) -> Floats:
+    """Signals of what the network says before detections are chosen, in the order of :data:`OF_NETWORK`.
+
+    Args:
+        candidates: ``[C]``, sums of scores before what was found twice is dropped.
+        embedding: ``[E]``, a unit vector.
+        found: Sum of the scores of all detections.
+    """
+    raw = float(candidates.sum())
+    directions = _directions(len(embedding))
+    return np.array([math.log10(raw + 1e-3), math.log10((raw + 1e-3) / (found + 1e-3)), *(embedding @ directions)])
+
+
+@lru_cache(maxsize=4)
+def _directions(length: int) -> Floats:
+    """``[E, 8]``, the same wherever embeddings have E numbers."""
+    return np.random.default_rng(0).normal(size=(length, _LOOKS))
 
 
 def detection_signals(

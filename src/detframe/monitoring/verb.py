@@ -148,9 +148,8 @@ def _look(artefact: Artefact, images: str, console: Console) -> list[_Looked]:
     for place in track(range(len(index)), "Looking", console=console, transient=True):
         image = read_image(index.path(place)).numpy()
         found = artefact.run(image[None])
-        boxes, scores, labels, valid, kept = (column[0] for column in found)
-        values = values_of(image, boxes, scores, labels, valid, thresholds)
-        chosen = (column[kept] for column in (boxes, scores, labels))
+        values = values_of(image, found, thresholds)
+        chosen = (column[found.confident] for column in (found.boxes, found.scores, found.labels))
         looked.append(_Looked(index.path(place), (image.shape[1], image.shape[2]), values, *chosen))
     return looked
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detframe.monitoring.signals import detection_signals, pixel_signals, watched
+from detframe.monitoring.signals import Answered, detection_signals, network_signals, pixel_signals, watched
 from detframe.unfinished import unfinished
 
 Floats = NDArray[np.float64]
@@ -74,27 +74,24 @@ def moments(window: Window) -> Moments:
     return Moments(number, mean, (window.squares / some - mean**2).clip(min=0))
 
 
-def values_of(
-    image: NDArray[np.uint8],
-    boxes: NDArray[Any],
-    scores: NDArray[Any],
-    labels: NDArray[Any],
-    valid: NDArray[np.bool_],
-    thresholds: Floats,
-) -> Floats:
-    """All signals ``[S]`` of an image ``[3, H, W]`` and the answer to it, NaN where there is nothing to measure.
+def values_of(image: NDArray[np.uint8], answer: Answered, thresholds: Floats) -> Floats:
+    """All signals ``[S]`` of an image ``[3, H, W]`` and the answer to it alone, NaN where there is nothing to measure.
 
     Args:
         image: RGB.
-        boxes: ``[K, 4]``, as an artefact answers them for one image.
-        scores: ``[K]``, likewise.
-        labels: ``[K]``, likewise.
-        valid: ``[K]``, likewise.
+        answer: Of an artefact, with a batch axis of 1.
         thresholds: ``[C]``, of :func:`limits`.
     """
     size = (image.shape[1], image.shape[2])
-    found = detection_signals(boxes[valid], scores[valid], labels[valid], thresholds, size)
-    return np.concatenate([pixel_signals(image), found])
+    valid = answer.valid
+    scores = answer.scores[valid]
+    return np.concatenate(
+        [
+            pixel_signals(image),
+            network_signals(answer.candidates[0], answer.embedding[0], float(scores.sum())),
+            detection_signals(answer.boxes[valid], scores, answer.labels[valid], thresholds, size),
+        ]
+    )
 
 
 def limits(thresholds: Mapping[str, float], class_names: Sequence[str]) -> Floats:

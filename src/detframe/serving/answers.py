@@ -95,9 +95,7 @@ def _answers(artefact: Artefact, images: list[NDArray[np.uint8]]) -> list[Answer
 
 
 def _row(answer: Answer, row: int) -> Answer:
-    boxes, scores, labels, valid, confident = answer
-    at = slice(row, row + 1)
-    return Answer(boxes[at], scores[at], labels[at], valid[at], confident[at])
+    return Answer._make(column[row : row + 1] for column in answer)
 
 
 def as_json(answer: Answer, class_names: Sequence[str], everything: bool, height: int, width: int) -> dict[str, Any]:

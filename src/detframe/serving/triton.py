@@ -47,9 +47,10 @@ def triton(
       python -m detframe triton RUN/export/model.onnx models
       tritonserver --model-repository models
 
-    It takes `images`, uint8 [B, 3, H, W] RGB as the camera gives them, and answers with boxes, scores, labels, valid
-    and confident, each with a first axis of B; the PyTorch backend calls them OUTPUT__0 to OUTPUT__4. Class names are
-    in config.pbtxt, under the parameter `class_names`. Triton puts requests with images of one size into one batch.
+    It takes `images`, uint8 [B, 3, H, W] RGB as the camera gives them, and answers with boxes, scores, labels, valid,
+    confident, candidates and embedding, each with a first axis of B; the PyTorch backend calls them OUTPUT__0 to
+    OUTPUT__6. Class names are in config.pbtxt, under the parameter `class_names`. Triton puts requests with images of
+    one size into one batch.
 
     Exit code: 0; 2 when the artefact cannot be read or has no backend there, or the version is taken.
 

@@ -36,8 +36,7 @@ class WindowWriter:
 
     def add(self, image: NDArray[np.uint8], answer: Answer) -> None:
         """Count an image ``[3, H, W]`` and the answer to it alone."""
-        boxes, scores, labels, valid, _ = (column[0] for column in answer)
-        self._values.append(values_of(image, boxes, scores, labels, valid, self._thresholds))
+        self._values.append(values_of(image, answer, self._thresholds))
         if len(self._values) >= self._images:
             self.flush()
 

@@ -21,7 +21,15 @@ class Head(nn.Module):
             features: Feature maps, finest first.
             image_size: (height, width) of the input in pixels.
         """
+        return self.select(self.raw_detections(features, image_size))
+
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """The best of all predictions as they are, several of one object among them; ``forward`` says of what."""
         raise NotImplementedError
+
+    def select(self, raw: Detections) -> Detections:
+        """Detections among the raw ones; all of them, for a head that finds no object twice."""
+        return raw
 
     def loss(self, features: list[Tensor], targets: Targets, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Named parts of the loss, scalars; what is minimised is their sum."""

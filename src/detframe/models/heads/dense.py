@@ -15,7 +15,7 @@ from detframe.models.anchors import Cells, grid_cells
 from detframe.models.assigners import Assigner, TaskAlignedAssigner, assigned_objects
 from detframe.models.heads.base import Head
 from detframe.models.losses import distribution_focal_loss, masked_giou_loss, varifocal_loss
-from detframe.models.postprocess import select_detections
+from detframe.models.postprocess import best_candidates, suppress
 from detframe.structures import Detections, Level, Targets
 
 
@@ -74,13 +74,15 @@ class DenseHead(Head):
             nn.init.constant_(class_branch[-1].bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[index]
             nn.init.constant_(box_branch[-1].bias, 0.0)  # type: ignore[index]
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
-        """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """In input pixels, see :class:`~detframe.models.heads.base.Head`."""
         class_logits, box_logits, cells = self.predict(features)
         boxes = clip_boxes(self.decode(box_logits, cells), image_size[0], image_size[1])
-        return select_detections(
-            boxes, class_logits.sigmoid(), self.score_threshold, self.nms_iou, self.candidates, self.detections
-        )
+        return best_candidates(boxes, class_logits.sigmoid(), self.score_threshold, self.candidates)
+
+    def select(self, raw: Detections) -> Detections:
+        """Non-maximum suppression by class."""
+        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Cells]:
         """Raw predictions: class logits ``[B, A, C]`` and box logits ``[B, A, 4, bins]``, float32, of A cells."""

@@ -141,8 +141,8 @@ class DETRHead(Head):
         """What brings a feature map to the decoder's channels."""
         return ConvNorm(level.channels, self.channels, 1)
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
-        """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """In input pixels, see :class:`~detframe.models.heads.base.Head`."""
         memory, grids = self.embed(features, image_size)
         content, proposals = self.select_queries(memory, grids)
         last = self.decode(content, proposals.boxes, memory, grids, None)[-1]

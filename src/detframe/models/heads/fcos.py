@@ -16,7 +16,7 @@ from detframe.models.anchors import Cells, grid_cells
 from detframe.models.assigners import Assigner, FCOSAssigner, assigned_objects
 from detframe.models.heads.base import Head, equal_channels
 from detframe.models.losses import masked_giou_loss
-from detframe.models.postprocess import select_detections
+from detframe.models.postprocess import best_candidates, suppress
 from detframe.structures import Detections, Level, Targets
 
 
@@ -58,12 +58,16 @@ class FCOSHead(Head):
         self.assigner = assigner()
         self.towers = Towers(channels, 1, num_classes, depth)
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
-        """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """In input pixels, see :class:`~detframe.models.heads.base.Head`."""
         class_logits, distances, centreness, cells = self.predict(features)
         boxes = clip_boxes(self.decode(distances, cells), image_size[0], image_size[1])
         scores = (class_logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
-        return select_detections(boxes, scores, self.score_threshold, self.nms_iou, self.candidates, self.detections)
+        return best_candidates(boxes, scores, self.score_threshold, self.candidates)
+
+    def select(self, raw: Detections) -> Detections:
+        """Non-maximum suppression by class."""
+        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Cells]:
         """Class logits ``[B, A, C]``, distances ``[B, A, 4]`` in strides, centre-ness logits ``[B, A]``, float32."""

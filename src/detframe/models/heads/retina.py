@@ -13,7 +13,7 @@ from detframe.boxes import clip_boxes, decode_boxes, encode_boxes
 from detframe.models.anchors import base_anchors, grid_anchors, grid_cells
 from detframe.models.assigners import assign_by_iou, assigned_objects
 from detframe.models.heads.base import Head, equal_channels
-from detframe.models.postprocess import select_detections
+from detframe.models.postprocess import best_candidates, suppress
 from detframe.structures import Detections, Level, Targets
 
 _SIZES = 3  # per octave (RetinaNet, section 4)
@@ -62,13 +62,15 @@ class RetinaHead(Head):
         self.anchors_per_cell = _SIZES * len(_ASPECT_RATIOS)
         self.towers = RetinaNetHead(channels, self.anchors_per_cell, num_classes, _group_norm if group_norm else None)
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
-        """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """In input pixels, see :class:`~detframe.models.heads.base.Head`."""
         class_logits, offsets, anchors = self.predict(features)
         boxes = clip_boxes(decode_boxes(offsets, anchors), image_size[0], image_size[1])
-        return select_detections(
-            boxes, class_logits.sigmoid(), self.score_threshold, self.nms_iou, self.candidates, self.detections
-        )
+        return best_candidates(boxes, class_logits.sigmoid(), self.score_threshold, self.candidates)
+
+    def select(self, raw: Detections) -> Detections:
+        """Non-maximum suppression by class."""
+        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits ``[B, A, C]`` and encoded boxes ``[B, A, 4]``, float32, of anchors ``[A, 4]``."""

@@ -13,7 +13,7 @@ from detframe.boxes import clip_boxes, decode_boxes, encode_boxes
 from detframe.models.anchors import base_anchors, grid_anchors, grid_cells
 from detframe.models.assigners import Assignment, assign_by_iou, assigned_objects
 from detframe.models.heads.base import Head, equal_channels
-from detframe.models.postprocess import padded_topk, suppress
+from detframe.models.postprocess import best_candidates, suppress
 from detframe.models.proposals import roi_align_pyramid, sample_balanced, select_proposals
 from detframe.structures import Detections, Level, Targets
 
@@ -87,17 +87,19 @@ class TwoStageHead(Head):
             self.box_head = FastRCNNConvFCHead(size, [channels] * box_depth, [hidden], nn.BatchNorm2d)
         self.box_predictor = FastRCNNPredictor(hidden, num_classes + 1)
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
-        """Detections in input pixels, see :class:`~detframe.models.heads.base.Head`."""
+    def raw_detections(self, features: list[Tensor], image_size: tuple[int, int]) -> Detections:
+        """In input pixels, see :class:`~detframe.models.heads.base.Head`."""
         objectness, offsets, anchors, counts = self.predict_anchors(features)
         proposals, valid = self.propose(objectness, offsets, anchors, counts, image_size)
         class_logits, box_offsets = self.predict_boxes(features, proposals)
         scores = class_logits.softmax(dim=-1)[..., 1:] * valid[..., None]
         boxes = decode_boxes(box_offsets[:, :, 1:], proposals[:, :, None], (10.0, 10.0, 5.0, 5.0))
-        boxes = clip_boxes(boxes, image_size[0], image_size[1]).flatten(1, 2)  # [B, P * C, 4]
-        top, index = padded_topk(scores.flatten(1), self.candidates)
-        chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-        return suppress(chosen, top, index % self.num_classes, self.score_threshold, self.nms_iou, self.detections)
+        boxes = clip_boxes(boxes, image_size[0], image_size[1])  # [B, P, C, 4]
+        return best_candidates(boxes, scores, self.score_threshold, self.candidates)
+
+    def select(self, raw: Detections) -> Detections:
+        """Non-maximum suppression by class."""
+        return suppress(raw, self.nms_iou, self.detections)
 
     def predict_anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Objectness logits ``[B, A]``, encoded boxes ``[B, A, 4]``, anchors ``[A, 4]`` and their count by level."""
