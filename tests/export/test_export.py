@@ -421,6 +421,29 @@ def test_reduced_precision_is_judged_by_its_map() -> None:
     assert len(Proof({"a": apart}, 0.9, 0.89, 1, 1).faults()) == 2
 
 
+def test_what_stays_in_float() -> None:
+    openvino: Any = import_module("openvino")
+    ops: Any = import_module("openvino.opset13")
+    image = ops.parameter([1, 4, 8, 8], np.float32)
+    layers = {"resized": ops.relu(image)}
+
+    def convolve(name: str, source: str, kernel: tuple[int, ...]) -> None:
+        make = ops.convolution if len(kernel) == 4 else ops.group_convolution
+        weights = np.ones(kernel, np.float32)
+        layers[name] = make(layers[source], weights, [1, 1], [0, 0], [0, 0], [1, 1])
+
+    convolve("first", "resized", (4, 4, 1, 1))
+    convolve("second", "first", (4, 4, 1, 1))
+    convolve("third", "second", (4, 4, 1, 1))
+    convolve("depthwise", "third", (4, 1, 1, 1, 1))
+    convolve("grouped", "depthwise", (2, 2, 2, 1, 1))
+    layers["decoded"] = ops.exp(layers["grouped"])
+    for name, layer in layers.items():
+        layer.set_friendly_name(name)
+    model = openvino.Model([layers["decoded"]], [image], "small")
+    assert set(layers) & set(quantize_module.in_float(model)) == {"resized", "first", "second", "depthwise", "decoded"}
+
+
 def test_images_that_ranges_are_read_from_have_all_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = read_coco(run.parents[1] / "data" / "val.json").index
     monkeypatch.setattr(quantize_module, "CALIBRATION_IMAGES", 2)
