@@ -32,17 +32,28 @@ class Answered(Protocol):
     """What is read of an artefact's answer, see :class:`detframe.export.runtime.Answer`."""
 
     @property
-    def boxes(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def boxes(self) -> NDArray[np.float32]:
+        """``[1, K, 4]``, xyxy in pixels of the image."""
+
     @property
-    def scores(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def scores(self) -> NDArray[np.float32]:
+        """``[1, K]``, 0..1, descending."""
+
     @property
-    def labels(self) -> NDArray[np.int64]: ...  # noqa: D102
+    def labels(self) -> NDArray[np.int64]:
+        """``[1, K]``, 0..C-1."""
+
     @property
-    def valid(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    def valid(self) -> NDArray[np.bool_]:
+        """``[1, K]``, False in the slots that are not used."""
+
     @property
-    def candidates(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def candidates(self) -> NDArray[np.float32]:
+        """``[1, C]``, sums of scores before what was found twice is dropped."""
+
     @property
-    def embedding(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def embedding(self) -> NDArray[np.float32]:
+        """``[1, E]``, a unit vector."""
 
 
 _GRID, _MIDDLE = 96, 192  # pixels: of the coarse grid's longer side, and of the square
