@@ -26,7 +26,7 @@ from detframe.data.annotations import AnnotationIndex, require_sound
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
 from detframe.export.proof_images import split_of
-from detframe.export.runtime import Artefact, load
+from detframe.export.runtime import Answer, Artefact, load
 from detframe.export.verify import metrics
 from detframe.monitoring.drift import drift_of
 from detframe.monitoring.signals import place_of
@@ -96,10 +96,14 @@ def cost(rounds: int = 200) -> float:
     image = rng.integers(0, 256, (3, 480, 640), dtype=np.uint8)
     corner = rng.uniform(0, 200, (100, 2))
     boxes, scores, labels = np.hstack([corner, corner + 50]), rng.random(100), rng.integers(0, 3, 100)
+    unit = np.full((1, 320), 320**-0.5, np.float32)
+    valid = np.ones((1, 100), np.bool_)
+    columns = boxes[None].astype(np.float32), scores[None].astype(np.float32), labels[None]
+    answer = Answer(*columns, valid, valid, np.ones((1, 3), np.float32), unit)
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
-        values_of(image, boxes, scores, labels, np.ones(100, dtype=bool), np.full(3, 0.3))
+        values_of(image, answer, np.full(3, 0.3))
         times.append(time.perf_counter() - started)
     return 1000 * float(np.median(times))
 
