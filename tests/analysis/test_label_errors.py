@@ -66,7 +66,8 @@ def test_the_queue_says_what_is_wrong_and_how_to_mend_it(run: Path, capsys: pyte
     assert (queue.data, queue.split) == (str(run.resolve()), "test")
     assert queue.annotations_hash == index.annotations_hash()
     assert counts["suggestions"] == len(queue.suggestions) == sum(counts[kind] for kind in KINDS)
-    assert [s.value for s in queue.suggestions] == sorted((s.value for s in queue.suggestions), reverse=True)
+    chances = [suggestion.probability for suggestion in queue.suggestions]
+    assert chances == sorted(chances, reverse=True)
     boxes = {int(number): tuple(box) for number, box in zip(index.annotation_ids, index.boxes.round(3), strict=True)}
     wrong = {kind: [s for s in queue.suggestions if s.kind == kind] for kind in KINDS}
     flipped = {n + 1 for n in range(IMAGES * 12) if n % FLIPPED == 0 and n % LEFT}

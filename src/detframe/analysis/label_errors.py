@@ -21,7 +21,7 @@ from detframe.analysis.diagnosis import COCO_IOUS
 from detframe.analysis.evaluation import Evaluation, read_run
 from detframe.analysis.prediction_table import TableRows, rows_of_table
 from detframe.data.annotations import AnnotationIndex, DataError
-from detframe.data.label_queue import KINDS, Kind, Label, Queue, Suggestion, in_order, suggestion_id, write_queue
+from detframe.data.label_queue import KINDS, Kind, Label, Queue, Suggestion, suggestion_id, write_queue
 from detframe.data.sources import find_split
 from detframe.metrics.label_evidence import NEAREST_LABEL
 from detframe.metrics.label_noise import LabelError
@@ -60,7 +60,7 @@ def label_errors(
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Find labels that are likely wrong, and say how to mend each, the most worthwhile first.
+    """Find labels that are likely wrong, and say how to mend each, the likeliest first.
 
     RUN is a folder of `detframe crossfit`, whose predictions cover the training split, or that of `fit`, `test` or
     `validate`, for the split that was evaluated: the detector must not have learned from the labels in question.
@@ -93,7 +93,9 @@ def label_errors(
             detections, truths = source.rows.detections, source.rows.truths
             facts = source.evaluation.sizes, len(source.evaluation.class_names)
             quality = judge_labels(learn_label_errors(detections, truths, *facts, seed), detections, truths, *facts)
-            suggestions = in_order(suggest(source, quality, least))
+            suggestions = suggest(source, quality, least)
+            # Not by value: training gets more back where more of the labels looked at are wrong (docs/results.md).
+            suggestions.sort(key=lambda suggestion: -suggestion.probability)
             write_queue(
                 Queue(
                     data=str(source.data.resolve()),
@@ -287,5 +289,5 @@ def _print(suggestions: list[Suggestion], labels: int, path: Path) -> None:
         table.add_row(kind, str(len(chances)), f"{sum(chances):.0f}", f"{max(chances):.2f}" if chances else "-")
     console.print(table)
     console.print(
-        f"Of {labels} labels. Written to {path}, the most worthwhile first. Look at them with `detframe review {path}`."
+        f"Of {labels} labels. Written to {path}, the likeliest first. Look at them with `detframe review {path}`."
     )

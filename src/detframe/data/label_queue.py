@@ -1,4 +1,4 @@
-"""Suggestions to mend labels, the most worthwhile first: what `label-errors` writes and `review` and `apply` read.
+"""Suggestions to mend labels, in the order to look at them: what `label-errors` writes, `review` and `apply` read.
 
 A file of JSON lines: the first says what data set they are about, each further one is a suggestion.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -52,7 +51,7 @@ class Queue(NamedTuple):
     split: str
     annotations_hash: str  # of the split's index
     class_names: list[str]  # by label
-    suggestions: list[Suggestion]  # the most worthwhile first
+    suggestions: list[Suggestion]  # in the order in which they are to be looked at
 
 
 def suggestion_id(kind: Kind, file_name: str, before: Label | None, after: Label | None) -> str:
@@ -133,8 +132,3 @@ def label_of_json(content: Any) -> Label | None:  # noqa: ANN401 - what JSON hol
 def json_of_label(label: Label | None) -> dict[str, Any] | None:
     """A label as it is written; to a thousandth of a pixel."""
     return None if label is None else {**label._asdict(), "box": [round(corner, 3) for corner in label.box]}
-
-
-def in_order(suggestions: Sequence[Suggestion]) -> list[Suggestion]:
-    """The most worthwhile first."""
-    return sorted(suggestions, key=lambda suggestion: -suggestion.value)

@@ -60,7 +60,7 @@ def hand_over(
         tool: `cvat` (CVAT for images 1.1), `label-studio` (JSON with predictions) or `coco` for any other.
         out: Folder to make. It must not exist.
         data: The data set, where it is no longer where the queue says.
-        most: So many images at most, the most worthwhile; 0 takes all.
+        most: So many images at most, those of the first suggestions; 0 takes all.
         url: What Label Studio finds the images at, their names appended; by default its local storage, with OUT's
             parent as the document root.
         json: Print counts as one JSON document and nothing else.

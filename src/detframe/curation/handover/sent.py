@@ -27,7 +27,7 @@ class SentBox(NamedTuple):
     key: int  # names it in the tool: the label's id, or a further number for what is only suggested
     labelled: Label | None  # as it is in the data; None: it is only suggested
     drawn: Label  # with what is suggested, except that it be removed
-    suggestions: tuple[Suggestion, ...]  # about it, the most worthwhile first
+    suggestions: tuple[Suggestion, ...]  # about it, in the order of the queue
 
 
 class SentImage(NamedTuple):
