@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from chromium import Chromium
-from detframe.data.label_queue import KINDS, Label, Queue, Suggestion, in_order, suggestion_id, write_queue
+from detframe.data.label_queue import KINDS, Label, Queue, Suggestion, suggestion_id, write_queue
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 
@@ -92,7 +92,7 @@ def write_suggestions(data: Path, path: Path, count: int, split: str = "train", 
                 reason="Made up to try the page.",
             )
         )
-    queue = Queue(str(data), split, index.annotations_hash(), index.class_names, in_order(suggestions))
+    queue = Queue(str(data), split, index.annotations_hash(), index.class_names, suggestions)
     write_queue(queue, path)
     return queue
 
