@@ -35,8 +35,9 @@ def monitor(
     """Say whether images and answers are still what they were when ARTEFACT was exported, without any label.
 
     An exported file carries a profile of its validation data: of each image its brightness, contrast, colour of light,
-    noise, sharpness and compression, and how many detections of which class, score, size and place there were. Windows
-    are counts of the same, which `detframe serve --windows DIR` writes; several add up, of one server or of many.
+    noise, sharpness and compression, what it looks like to the network, and how many detections of which class, score,
+    size and place there were. Windows are counts of the same, which `detframe serve --windows DIR` writes; several add
+    up, of one server or of many.
 
       detframe monitor model.onnx --windows windows      # of one server or of many
       detframe monitor model.onnx --images site/today    # or let ARTEFACT look at images now
