@@ -16,7 +16,7 @@ from detframe.data.annotations import AnnotationIndex, Category, DataError, buil
 from detframe.data.dataset import DetectionDataset, collate
 from detframe.data.held_out import hold_out
 from detframe.data.images import ImageError
-from detframe.letterbox import to_original
+from detframe.letterbox import PAD_VALUE, to_original
 
 Box = Sequence[float]
 
@@ -70,19 +70,21 @@ def test_degenerate_boxes_are_counted_and_left_out_and_others_clipped(tmp_path: 
     assert sample.areas.tolist() == [500, 100]  # the annotation's own, where the first is 25 wide
 
 
-def test_a_crop_is_in_native_scale_and_hides_what_it_cuts(tmp_path: Path) -> None:
-    dataset = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), (32, 32), crop=True)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_crop_is_of_the_resized_image_and_hides_what_it_cuts(tmp_path: Path, scale: int) -> None:
+    image_size, crop_size = (60 * scale, 80 * scale), (32 * scale, 32 * scale)
+    dataset = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), image_size, crop_size=crop_size)
     outcomes = set()
     for visit in range(60):
         sample = dataset[visit]
         assert sample is not None
-        assert sample.image.shape == (3, 32, 32)
-        white = int((sample.image[0] == 255).sum())
+        assert sample.image.shape == (3, *crop_size)
+        white = int((sample.image[0] > 127).sum())
         area = float((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod())  # an empty product is 1
         assert white == (area if len(sample.boxes) else 0)
-        assert sample.ignore.tolist() == ([area < 0.3 * 400] if len(sample.boxes) else [])
+        assert sample.ignore.tolist() == ([area < 0.3 * 400 * scale**2] if len(sample.boxes) else [])
         outcomes.add("gone" if not len(sample.boxes) else "ignored" if sample.ignore[0] else "kept")
-        if len(sample.boxes) and area == 400:
+        if len(sample.boxes) and area == 400 * scale**2:
             back = to_original(sample.boxes, sample.transform, torch.tensor(sample.original_size))
             assert back.tolist() == [[4, 2, 24, 22]]
     assert outcomes == {"gone", "ignored", "kept"}
@@ -116,14 +118,16 @@ def test_a_batch_is_padded_with_rows_that_are_not_valid(tmp_path: Path) -> None:
     assert batch.annotation_ids.tolist() == [[100, 101], [0, 0], [102, 0]]
 
 
-@pytest.mark.parametrize(("crop", "stretch"), [(False, False), (False, True), (True, False)])
-def test_objects_are_those_of_the_samples(tmp_path: Path, crop: bool, stretch: bool) -> None:
+@pytest.mark.parametrize(
+    ("crop_size", "stretch"), [(None, False), (None, True), ((120, 120), False), ((120, 160), True)]
+)
+def test_objects_are_those_of_the_samples(tmp_path: Path, crop_size: tuple[int, int] | None, stretch: bool) -> None:
     boxes = [[(8, 12, 40, 44), (30, 30, 30, 40)], [], [(-5, 10, 20, 30), (90, 10, 95, 20), (10, 10, 20, 20)]]
     index = make(tmp_path, boxes, (60, 80))
     index.ignore[4] = True
-    if not crop:
+    if crop_size is None:
         index.image_sizes[0] = 0  # to be taken from the header
-    dataset = DetectionDataset(index, (120, 120), stretch=stretch, crop=crop)
+    dataset = DetectionDataset(index, (120, 120), stretch=stretch, crop_size=crop_size)
     objects = dataset.objects()
     samples = [sample for sample in (dataset[i] for i in range(3)) if sample is not None]
     torch.testing.assert_close(objects.boxes, torch.cat([sample.boxes[~sample.ignore] for sample in samples]))
@@ -136,20 +140,37 @@ def test_objects_are_those_of_the_samples(tmp_path: Path, crop: bool, stretch: b
     assert objects.read_mask(0) is None
 
 
-def test_objects_of_crops_are_whole_in_native_pixels(tmp_path: Path) -> None:
-    objects = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), (32, 32), crop=True).objects()
-    assert objects.boxes.tolist() == [[4, 2, 24, 22]]
+def test_objects_of_crops_are_whole_and_resized(tmp_path: Path) -> None:
+    index = make(tmp_path, [[(4, 2, 24, 22)]])
+    objects = DetectionDataset(index, (120, 160), crop_size=(32, 32)).objects()
+    assert objects.boxes.tolist() == [[8, 4, 48, 44]]
     image = objects.read_image(0)
-    assert image.shape == (3, 60, 80)
-    assert image[:, 2:22, 4:24].min() == 255
+    assert image.shape == (3, 120, 160)
+    assert image[:, 5:43, 9:47].min() == 255
+
+
+def test_an_image_narrower_than_the_window_keeps_its_scale(tmp_path: Path) -> None:
+    dataset = DetectionDataset(make(tmp_path, [[(4, 2, 24, 22)]]), (120, 160), crop_size=(80, 200))
+    tops = set()
+    for visit in range(20):
+        sample = dataset[visit]
+        assert sample is not None
+        assert sample.image.shape == (3, 80, 200)
+        scale_x, scale_y, left, top = sample.transform.tolist()
+        assert (scale_x, scale_y, left) == (2, 2, 20)  # 160 of 200 px, centred on grey
+        assert (sample.image[:, :, :20] == PAD_VALUE).all()
+        tops.add(top)
+    assert min(tops) >= -40
+    assert max(tops) <= 0
+    assert len(tops) > 5
 
 
 def test_masks_of_objects_cover_their_pixels(tmp_path: Path) -> None:
     index = make(tmp_path, [[(30, 30, 30, 40), (8, 12, 40, 44)], [(1, 1, 5, 5)]])
     square: list[list[float]] = [[8, 12, 40, 12, 40, 44, 8, 44]]
     index = dataclasses.replace(index, segmentations=(None, square, None))
-    for size, crop in (((120, 120), False), ((32, 32), True), ((120, 160), False)):
-        objects = DetectionDataset(index, size, crop=crop).objects()
+    for size, crop_size in (((120, 120), None), ((60, 80), (32, 32)), ((120, 160), (32, 32)), ((120, 160), None)):
+        objects = DetectionDataset(index, size, crop_size=crop_size).objects()
         mask = objects.read_mask(0)
         assert mask is not None
         assert mask.shape == objects.read_image(0).shape[1:]

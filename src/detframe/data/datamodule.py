@@ -57,7 +57,8 @@ class DetectionDataModule(LightningDataModule):
         group_by: Column of the image metadata whose groups stay together when images are held out (COCO only).
         image_size: (height, width) that the network sees, in pixels. null is what the checkpoint was trained with, or
             (320, 320) in a new training.
-        crop_size: Train on random windows of this (height, width) at native scale instead of on resized images.
+        crop_size: Train on random windows of this (height, width), in the pixels of images resized to ``image_size``,
+            instead of on whole images.
         stretch: Fill ``image_size`` instead of keeping the aspect ratio with a grey margin. null is what the checkpoint
             was trained with, or false in a new training.
         multi_scale: Range of a random factor by which the size of each training batch differs, such as (0.75, 1.25),
@@ -231,9 +232,8 @@ class DetectionDataModule(LightningDataModule):
         """Data set of a split, made once; degenerate boxes are counted in the log."""
         if name not in self._datasets:
             index = self.index(name)
-            crop = name == "train" and self.crop_size is not None
-            size = self.crop_size if crop and self.crop_size is not None else self.image_size
-            dataset = DetectionDataset(index, size, self.stretch, crop, on_bad_image=self.on_bad_image)
+            crop_size = self.crop_size if name == "train" else None
+            dataset = DetectionDataset(index, self.image_size, self.stretch, crop_size, on_bad_image=self.on_bad_image)
             if dataset.degenerate:
                 rank_zero_warn(
                     f"{index.source} ({name}): {dataset.degenerate} degenerate boxes are left out. "

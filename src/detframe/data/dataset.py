@@ -17,7 +17,7 @@ from detframe.boxes import box_area, clip_boxes, share_left
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import ImageError, image_size, read_image
 from detframe.data.masks import rasterise
-from detframe.letterbox import letterbox, letterbox_transform, to_input
+from detframe.letterbox import letterbox, letterbox_size, letterbox_transform, to_input
 from detframe.structures import Batch, Targets, TrainingObjects
 
 
@@ -46,8 +46,8 @@ class DetectionDataset(Dataset["Sample | None"]):
         index: Images and boxes.
         image_size: (height, width) of what comes out, in pixels.
         stretch: Fill that size instead of keeping the aspect ratio with a grey margin.
-        crop: Take a random window of ``image_size`` at native scale from images that are larger, instead of resizing
-            them. A box of which the window shows less than ``min_visible`` becomes an ignore box.
+        crop_size: (height, width) of a random window, in the pixels of the resized image, that comes out instead. A box
+            of which it shows less than ``min_visible`` becomes an ignore box.
         min_visible: Share of a box's area, 0..1.
         on_bad_image: ``error`` raises at an image that cannot be read; ``skip`` yields None and notes the image for
             :meth:`skipped`.
@@ -58,14 +58,14 @@ class DetectionDataset(Dataset["Sample | None"]):
         index: AnnotationIndex,
         image_size: tuple[int, int],
         stretch: bool = False,
-        crop: bool = False,
+        crop_size: tuple[int, int] | None = None,
         min_visible: float = 0.3,
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         self.index = index
         self.image_size = image_size
         self.stretch = stretch
-        self.crop = crop
+        self.crop_size = crop_size
         self.min_visible = min_visible
         self.on_bad_image = on_bad_image
         sides = index.boxes[:, 2:] - index.boxes[:, :2]
@@ -98,12 +98,12 @@ class DetectionDataset(Dataset["Sample | None"]):
         original_boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
         original_boxes = clip_boxes(original_boxes, height, width)
         ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
-        if self._is_cropped(height, width):
-            image, transform, boxes, ignore = self._random_crop(image, original_boxes, ignore, visit)
-        else:
-            images, transform = letterbox(image[None], self.image_size[0], self.image_size[1], self.stretch)
-            image = images[0]
-            boxes = to_input(original_boxes, transform)
+        images, transform = letterbox(image[None], *self._target(height, width))
+        image, boxes = images[0], to_input(original_boxes, transform)
+        if self.crop_size is not None:
+            image, transform, boxes, ignore = _random_crop(
+                image, transform, boxes, ignore, self.crop_size, self.min_visible, np.random.default_rng(visit)
+            )
         live = box_area(boxes) > 0  # boxes outside the image or the window have no area left
         return Sample(
             image=image,
@@ -127,7 +127,7 @@ class DetectionDataset(Dataset["Sample | None"]):
     def objects(self) -> TrainingObjects:
         """The objects as training sees them, for operators that must know the data before the first batch.
 
-        Boxes are clipped and letterboxed as :meth:`__getitem__` does it, but whole where ``crop`` cuts windows. Images
+        Boxes are clipped and resized as :meth:`__getitem__` does it, but whole where that cuts windows. Images
         are read when their pixels are asked for; only of those that have objects but no stated size is the header read
         now. Under ``on_bad_image="skip"`` an image of which that fails is left out.
 
@@ -155,9 +155,8 @@ class DetectionDataset(Dataset["Sample | None"]):
             outline = index.segmentations[row] if index.segmentations else None
             if outline is None:
                 return None
-            height, width = (int(side) for side in sizes[owners[row]])
-            size = (height, width) if self._is_cropped(height, width) else self.image_size
-            mask = rasterise(outline, size, transforms[owners[row]].tolist())
+            height, width, _ = self._target(*(int(side) for side in sizes[owners[row]]))
+            mask = rasterise(outline, (height, width), transforms[owners[row]].tolist())
             return None if mask is None else torch.from_numpy(mask)
 
         return TrainingObjects(
@@ -173,19 +172,22 @@ class DetectionDataset(Dataset["Sample | None"]):
     def _read_whole(self, position: int) -> Tensor:
         """One image ``[3, H, W]`` as training sees it, but not cut to a window."""
         image = read_image(self.index.path(position))
-        if self._is_cropped(image.shape[1], image.shape[2]):
-            return image
-        return letterbox(image[None], self.image_size[0], self.image_size[1], self.stretch)[0][0]
+        return letterbox(image[None], *self._target(image.shape[1], image.shape[2]))[0][0]
 
-    def _is_cropped(self, height: int, width: int) -> bool:
-        """Whether training takes windows from an image of this size."""
-        return self.crop and (height > self.image_size[0] or width > self.image_size[1])
+    def _target(self, height: int, width: int) -> tuple[int, int, bool]:
+        """To which (height, width) an image of this size is resized, and whether it fills that.
+
+        An image that is larger than the window keeps the scale at which validation sees it, and needs no margin.
+        """
+        if self.crop_size is not None:
+            resized = letterbox_size(height, width, self.image_size[0], self.image_size[1], self.stretch)
+            if resized[0] > self.crop_size[0] or resized[1] > self.crop_size[1]:
+                return *resized, True
+        return *(self.crop_size or self.image_size), self.stretch
 
     def _transform(self, height: int, width: int) -> Sequence[float]:
-        """(scale_x, scale_y, offset_x, offset_y) from an original of this size to what training sees."""
-        if self._is_cropped(height, width):
-            return 1.0, 1.0, 0.0, 0.0
-        return letterbox_transform(height, width, self.image_size[0], self.image_size[1], self.stretch).tolist()
+        """(scale_x, scale_y, offset_x, offset_y) from an original of this size to what training sees, but for crops."""
+        return letterbox_transform(height, width, *self._target(height, width)).tolist()
 
     def _sizes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(height, width) ``[M, 2]`` of the images at these positions, 0 for others and for what is to be skipped."""
@@ -204,25 +206,29 @@ class DetectionDataset(Dataset["Sample | None"]):
                 raise
             return 0, 0
 
-    def _random_crop(
-        self, image: Tensor, boxes: Tensor, ignore: Tensor, visit: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        target_height, target_width = self.image_size
-        height, width = image.shape[1], image.shape[2]
-        random = np.random.default_rng(visit)
-        top = int(random.integers(max(height - target_height, 0) + 1))
-        left = int(random.integers(max(width - target_width, 0) + 1))
-        window = image[:, top : top + target_height, left : left + target_width]
-        shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
-        clipped = clip_boxes(shifted, window.shape[1], window.shape[2])
-        windows, transform = letterbox(window[None], target_height, target_width)
-        offset = transform[2:] - transform[:2] * torch.tensor([left, top], dtype=torch.float32)
-        return (
-            windows[0],
-            torch.cat((transform[:2], offset)),
-            to_input(clipped, transform),
-            ignore | (share_left(clipped, shifted) < self.min_visible),
-        )
+
+def _random_crop(
+    image: Tensor,
+    transform: Tensor,
+    boxes: Tensor,
+    ignore: Tensor,
+    size: tuple[int, int],
+    min_visible: float,
+    random: np.random.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, transform, boxes and ignore flags of a window, centred on grey where the image is smaller than that."""
+    top, left = (int(random.integers(max(image.shape[i + 1] - size[i], 0) + 1)) for i in range(2))
+    window = image[:, top : top + size[0], left : left + size[1]]
+    shifted = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
+    clipped = clip_boxes(shifted, window.shape[1], window.shape[2])
+    windows, centred = letterbox(window[None], *size)
+    offset = transform[2:] - torch.tensor([left, top], dtype=torch.float32) + centred[2:]
+    return (
+        windows[0],
+        torch.cat((transform[:2], offset)),
+        to_input(clipped, centred),
+        ignore | (share_left(clipped, shifted) < min_visible),
+    )
 
 
 def _reason(path: Path) -> str:
