@@ -39,7 +39,7 @@ class Mosaic(BatchAugmentation):
         object_sizes: What the square root of the objects' area follows afterwards: ``data`` is the training split's own
             distribution; a range in pixels is logarithmically uniform; null leaves it to chance, as usual mosaics do.
         profile: A file of `detframe profile` whose object sizes are followed instead. They are in the pixels of its
-            images, which must be those that training sees: none is resized.
+            images, which must be those that training sees, none of them resized.
         scale: Range of the tiles' scale; 1 is the image as the loader gives it.
         cache: So many images of earlier batches may be tiles too, which gives small batches more variety.
         candidates: Scales and crops drawn for each tile.

@@ -98,8 +98,8 @@ class DetectionDataset(Dataset["Sample | None"]):
         original_boxes = torch.from_numpy(self.index.boxes[rows][usable]).float().reshape(-1, 4)
         original_boxes = clip_boxes(original_boxes, height, width)
         ignore = torch.from_numpy(self.index.ignore[rows][usable].copy())
-        images, transform = letterbox(image[None], *self._target(height, width))
-        image, boxes = images[0], to_input(original_boxes, transform)
+        image, transform = self._resized(image)
+        boxes = to_input(original_boxes, transform)
         if self.crop_size is not None:
             image, transform, boxes, ignore = _random_crop(
                 image, transform, boxes, ignore, self.crop_size, self.min_visible, np.random.default_rng(visit)
@@ -171,8 +171,16 @@ class DetectionDataset(Dataset["Sample | None"]):
 
     def _read_whole(self, position: int) -> Tensor:
         """One image ``[3, H, W]`` as training sees it, but not cut to a window."""
-        image = read_image(self.index.path(position))
-        return letterbox(image[None], *self._target(image.shape[1], image.shape[2]))[0][0]
+        return self._resized(read_image(self.index.path(position)))[0]
+
+    def _resized(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """An image as training sees it, but not cut to a window, and its transform."""
+        height, width = image.shape[1], image.shape[2]
+        target = self._target(height, width)
+        if target[:2] == (height, width):  # a copy would cost a quarter of the decoding
+            return image, letterbox_transform(height, width, *target)
+        images, transform = letterbox(image[None], *target)
+        return images[0], transform
 
     def _target(self, height: int, width: int) -> tuple[int, int, bool]:
         """To which (height, width) an image of this size is resized, and whether it fills that.
