@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from detframe.boxes import box_area, intersection
 from detframe.letterbox import PAD_VALUE
+from detframe.listing import in_a_row
 from detframe.structures import TrainingObjects
 
 Blend = Literal["ellipse", "rectangle"]
@@ -99,8 +100,7 @@ def _notes(objects: TrainingObjects, bank: CropBank, large: int, full: int, unre
     there = set(bank.labels.unique().tolist())
     absent = [name for label, name in enumerate(objects.class_names) if label not in there]
     if absent:
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        notes.append(f"No crop of {', '.join(absent[:5])}{more}; they are not pasted.")
+        notes.append(f"No crop of {in_a_row(absent)}; they are not pasted.")
     return notes
 
 

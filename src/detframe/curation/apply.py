@@ -24,6 +24,7 @@ from detframe.data.annotations import AnnotationIndex, DataError, file_digest, r
 from detframe.data.images import ImageError
 from detframe.data.label_queue import Label, Queue, read_queue
 from detframe.data.sources import read_splits
+from detframe.listing import below
 from detframe.refusals import refuse, refuse_unwritable
 from detframe.unfinished import unfinished
 
@@ -319,9 +320,9 @@ def edited_labels(labels: Sequence[Label], edits: Sequence[Edit]) -> list[Label]
 
 
 def _listed(outcomes: Sequence[Outcome]) -> str:
-    lines = [f"\n  {o.fix.file_name} ({o.fix.split}), {o.fix.kind} by {o.fix.who}: {o.reason}" for o in outcomes]
-    more = f"\n  and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
-    return "".join(lines[:_NAMED]) + more
+    return below(
+        [f"{o.fix.file_name} ({o.fix.split}), {o.fix.kind} by {o.fix.who}: {o.reason}" for o in outcomes], _NAMED
+    )
 
 
 def _report(outcomes: Sequence[Outcome], version: Version, out: Path, console: Console) -> None:

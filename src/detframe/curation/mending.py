@@ -11,6 +11,7 @@ from detframe.curation.fixes import Fix, disagreements
 from detframe.curation.labels import overlaps, same_box, same_label, shown
 from detframe.data.annotations import DataError
 from detframe.data.label_queue import Label, Queue
+from detframe.listing import below
 
 NOBODY = "detframe"
 """Who decides where nobody looked."""
@@ -63,14 +64,13 @@ def decided(fixes: Sequence[Fix], latest_wins: bool) -> list[Fix]:
     people = [fix for fix in fixes if fix.who != NOBODY]
     pairs = disagreements(people)
     if pairs and not latest_wins:
-        named = "".join(
-            f"\n  {one.file_name}, {one.kind}: {one.who} says {_said(one)}, {other.who} says {_said(other)}"
-            for one, other in pairs[:_NAMED]
-        )
-        more = f"\n  and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+        named = [
+            f"{one.file_name}, {one.kind}: {one.who} says {_said(one)}, {other.who} says {_said(other)}"
+            for one, other in pairs
+        ]
         raise DataError(
             f"{len(pairs)} decisions differ between reviewers. Let one of them decide again, or follow the later with "
-            f"--latest_wins.{named}{more}"
+            f"--latest_wins.{below(named, _NAMED)}"
         )
     about = {fix.id for fix in people}
     return [*_last(people), *_last(fix for fix in fixes if fix.who == NOBODY and fix.id not in about)]

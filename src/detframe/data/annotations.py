@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detframe.listing import below
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -23,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
 UNREADABLE = hashlib.sha256().digest()
 """What stands for the content of a file that cannot be read."""
 
-_ERRORS_NAMED = 5
 _OF_IMAGES = ("images-not-found", "missing-image", "unreadable-image")
 
 
@@ -211,14 +212,10 @@ def require_sound(reading: Reading) -> AnnotationIndex:
     """
     errors = [fault for fault in reading.faults if fault.severity == "error"]
     if errors:
-        named = "".join(
-            f"\n  {fault.file}{', ' + fault.item if fault.item else ''}: {fault.message}"
-            for fault in errors[:_ERRORS_NAMED]
-        )
-        more = f"\n  and {len(errors) - _ERRORS_NAMED} more" if len(errors) > _ERRORS_NAMED else ""
+        named = [f"{fault.file}{', ' + fault.item if fault.item else ''}: {fault.message}" for fault in errors]
         raise DataError(
             f"{reading.index.source}: {len(errors)} errors in the annotations. `detframe check` lists all of them."
-            f"{named}{more}"
+            f"{below(named)}"
         )
     return reading.index
 

@@ -18,6 +18,7 @@ from detframe.data.coco import write_coco
 from detframe.data.sources import read_splits
 from detframe.data.voc import write_voc
 from detframe.data.yolo import sayable_in_yolo, write_yolo
+from detframe.listing import below
 from detframe.refusals import refuse, refuse_unwritable
 
 Format = Literal["coco", "voc", "yolo"]
@@ -315,8 +316,4 @@ def _report(console: Console, title: str, entries: Iterable[str]) -> None:
     entries = list(entries)
     if not entries:
         return
-    console.print(f"{title} ({len(entries)}):")
-    for entry in entries[:_NAMED]:
-        console.print(f"  {entry}")
-    if len(entries) > _NAMED:
-        console.print(f"  and {len(entries) - _NAMED} more")
+    console.print(f"{title} ({len(entries)}):{below(entries, _NAMED)}")

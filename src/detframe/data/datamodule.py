@@ -23,6 +23,7 @@ from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 from detframe.data.unlabelled import read_images
 from detframe.letterbox import resize_batch
+from detframe.listing import in_a_row
 from detframe.structures import Batch, TrainingObjects
 
 _log = logging.getLogger(__name__)
@@ -192,8 +193,7 @@ class DetectionDataModule(LightningDataModule):
         note = f"{len(held)} of {len(whole)} training images are held out for validation"
         if self.group_by is not None:
             groups = sorted(set(self._indices["val"].column(self.group_by)))
-            more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
-            note += f", {self.group_by} {', '.join(groups[:5])}{more}"
+            note += f", {self.group_by} {in_a_row(groups)}"
         rank_zero_info(f"{note}.")
         return self._indices["train"], self._indices["val"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models import Weights, WeightsEnum, get_model_weights, get_weight, list_models
 from torchvision.models import detection as torchvision_detection
 
+from detframe.listing import in_a_row
 from detframe.models.detector import Detector
 from detframe.models.official_keys import from_dfine, from_rtdetrv2
 
@@ -44,7 +45,7 @@ class Transfer(NamedTuple):
         """One paragraph for the log."""
         parts = [f"{len(self.loaded)} tensors loaded"]
         for what, names in (("made anew", self.remade), ("left aside", self.left)):
-            parts.append(f"{len(names)} {what}" + (f" ({_shortened(names)})" if names else ""))
+            parts.append(f"{len(names)} {what}" + (f" ({in_a_row(names)})" if names else ""))
         if self.kept_classes:
             parts.append(f"classes kept: {', '.join(self.kept_classes)}")
         if self.new_classes:
@@ -67,8 +68,8 @@ def initialise(detector: Detector, class_names: Sequence[str], source: str) -> T
     state, transfer = fitted(detector, class_names, pretrained)
     if not transfer.loaded:
         raise ValueError(
-            f"init_from: nothing in {source} fits this detector; it has {_shortened(list(pretrained.state))}, the "
-            f"detector {_shortened(list(detector.state_dict()))}. Take the backbone, neck and head of that file."
+            f"init_from: nothing in {source} fits this detector; it has {in_a_row(list(pretrained.state))}, the "
+            f"detector {in_a_row(list(detector.state_dict()))}. Take the backbone, neck and head of that file."
         )
     detector.load_state_dict(state)
     return transfer
@@ -229,8 +230,3 @@ def _torchvision_weights_named(name: str) -> WeightsEnum:
             f"init_from: {name} is no file, nor weights of torchvision's, which are named like "
             "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1."
         ) from error
-
-
-def _shortened(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

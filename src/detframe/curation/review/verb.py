@@ -20,9 +20,8 @@ from detframe.curation.mending import NOBODY
 from detframe.curation.review.server import ReviewServer
 from detframe.curation.review.session import Session, open_session
 from detframe.data.annotations import DataError
+from detframe.listing import in_a_row
 from detframe.refusals import refuse
-
-_NAMED = 5
 
 
 def review(
@@ -145,10 +144,8 @@ def _print_disagreements(console: Console, fixes: Iterable[Fix]) -> None:
     if not pairs:
         return
     people = sorted({fix.who for pair in pairs for fix in pair})
-    named = [f"{one.id} ({one.who} {one.decision}, {other.who} {other.decision})" for one, other in pairs[:_NAMED]]
-    more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+    named = [f"{one.id} ({one.who} {one.decision}, {other.who} {other.decision})" for one, other in pairs]
     noun = "suggestion" if len(pairs) == 1 else "suggestions"
     console.print(
-        f"{' and '.join(people)} disagree about {len(pairs)} {noun}, where the last decision counts: "
-        f"{', '.join(named)}{more}"
+        f"{' and '.join(people)} disagree about {len(pairs)} {noun}, where the last decision counts: {in_a_row(named)}"
     )
