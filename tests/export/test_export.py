@@ -339,7 +339,8 @@ def test_int8_keeps_its_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "precision"), [("torchscript", "bfloat16"), ("program", "float16"), ("onnx", "float16")]
+    ("name", "precision"),
+    [("torchscript", "bfloat16"), ("program", "float16"), ("onnx", "float16"), ("openvino", "bfloat16")],
 )
 def test_half_precision_keeps_its_map(
     run: Path, tmp_path: Path, name: str, precision: str, capsys: pytest.CaptureFixture[str]

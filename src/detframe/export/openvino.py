@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ def write_openvino(artefact: Artefact, metadata: Metadata, path: Path) -> None:
         onnx = Path(folder) / "model.onnx"
         write_onnx(artefact, metadata, onnx)
         model = _openvino.Core().read_model(onnx)  # its converter would report to its makers that it was called
-        model.set_rt_info(metadata.to_json(), [METADATA])
-        path.mkdir()
-        _openvino.save_model(model, path / "model.xml", compress_to_fp16=False)
+        save_openvino(model, metadata, path)
+
+
+def describe_openvino(metadata: Metadata, path: Path) -> None:
+    """Give an artefact that is written other metadata."""
+    save_openvino(_openvino.Core().read_model(path / "model.xml"), metadata, path)
+
+
+def save_openvino(model: Any, metadata: Metadata, path: Path) -> None:  # noqa: ANN401 - openvino's
+    """Write a model with its metadata; it may be of the files that stand there, which are not touched but replaced."""
+    model.set_rt_info(metadata.to_json(), [METADATA])
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()
+    _openvino.save_model(model, path / "model.xml", compress_to_fp16=False)

@@ -22,8 +22,9 @@ from detframe.curation.split import instances
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.images import read_image
 from detframe.data.stratified import assign_folds
+from detframe.export.openvino import save_openvino
 from detframe.export.proof_images import AnnotatedSplit
-from detframe.export.runtime import METADATA, PRECISELY, Answer, Images, Metadata, openvino_answer
+from detframe.export.runtime import Answer, Images, Metadata, openvino_answer
 from detframe.export.verify import metrics
 from detframe.metrics.rows import TruthRows
 
@@ -54,7 +55,7 @@ def quantize(
     split: AnnotatedSplit,
     max_drop: float,
     tell: Callable[[str], object],
-    describe: Callable[[Sequence[Answer]], Metadata],
+    metadata: Metadata,
 ) -> None:
     """Quantise the convolutions of an OpenVINO artefact, in its place.
 
@@ -67,7 +68,7 @@ def quantize(
         split: What mAP is measured on.
         max_drop: Of mAP, absolute.
         tell: Gets a line for each measurement: where operations have to be given back there are many.
-        describe: Makes the metadata, of the quantised artefact's answers to the split's images.
+        metadata: Of the quantised artefact.
     """
     model = _openvino.Core().read_model(artefact / "model.xml")
     names = split.index.class_names
@@ -96,12 +97,7 @@ def quantize(
             ),
             ignored_scope=_nncf.IgnoredScope(names=in_float(model), validate=False),
         )
-    compiled = _openvino.Core().compile_model(quantised, "CPU", PRECISELY)
-    answers = [openvino_answer(compiled, _read(split.index.path(place))) for place in range(len(split.index))]
-    quantised.set_rt_info(describe(answers).to_json(), [METADATA])
-    for file in artefact.iterdir():
-        file.unlink()
-    _openvino.save_model(quantised, artefact / "model.xml", compress_to_fp16=False)
+    save_openvino(quantised, metadata, artefact)
 
 
 def quality(answer: Answer, truths: TruthRows, image: int) -> float:

@@ -22,9 +22,6 @@ METADATA = "detframe.json"
 
 OUTPUTS = ("boxes", "scores", "labels", "valid", "confident", "candidates", "embedding")
 
-PRECISELY = {"INFERENCE_PRECISION_HINT": "f32"}
-"""Of OpenVINO, which by default computes in bfloat16 where the CPU has it; that is not what was proven."""
-
 _FAMILIAR = 3  # calls after which OpenVINO compiles anew for a shape: it takes a second, and 60 MB with its weights
 _MOST_FAMILIAR = 2  # shapes: single images and full batches of one camera
 _MOST_SEEN = 1000  # shapes that are counted, so that no sender of odd sizes fills the memory
@@ -215,11 +212,13 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
     openvino: Any = import_module("openvino")  # it states no types for what it offers
     core = openvino.Core()
     model = core.read_model(path / "model.xml")
-    settings: dict[str, Any] = dict(PRECISELY)
+    metadata: str = model.get_rt_info([METADATA]).astype(str) if model.has_rt_info([METADATA]) else ""
+    # Left alone, it computes in bfloat16 wherever the CPU can; that is proven for the files alone that say so.
+    halved = bool(metadata) and Metadata.from_json(metadata).precision == "bfloat16"
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if halved else "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(model, "CPU", settings)
-    metadata = model.get_rt_info([METADATA]).astype(str) if model.has_rt_info([METADATA]) else ""
     seen: Counter[tuple[int, ...]] = Counter()
     familiar: dict[tuple[int, ...], Future[Any]] = {}  # compiled for one shape, these need three quarters of the time
     compiler = ThreadPoolExecutor(1)  # so that no request waits for it

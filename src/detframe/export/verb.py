@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import islice
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -57,7 +58,8 @@ WRITERS: dict[str, Writer] = {
 _FORMATS_OF: dict[str, tuple[str, ...]] = {
     "float32": tuple(WRITERS),
     "float16": ("torchscript", "program", "onnx"),
-    "bfloat16": ("torchscript", "program"),  # onnxruntime has no convolution of it that a proof could run on a CPU
+    # Of onnxruntime bfloat16 has no convolution that a proof could run on a CPU.
+    "bfloat16": ("torchscript", "program", "openvino"),
     "int8": ("openvino",),
 }
 _SET_ASIDE = ".before"
@@ -97,7 +99,8 @@ def export(
       int8      for Intel's processors, with --to openvino: convolutions in 8 bits, their ranges read from up to 200
                 images of the training split, operations given back to float32 until mAP bears it
       float16   for GPUs, with --to torchscript, program or onnx: backbone and neck in half precision, the head in
-      bfloat16  float32; bfloat16 not with onnx
+      bfloat16  float32; bfloat16 with torchscript and program, and with openvino for Intel's processors that have it,
+                up to the last convolution
 
     Exit code: 0 when it is written; 1 when the proof failed, and then nothing is written but a picture of the worst
     image, and an older artefact of that name is set aside; 2 when the input cannot be used.
@@ -156,20 +159,18 @@ def export(
             path = Path(scratch) / named
             written = artefact_of(task, [thresholds.get(name, 0.0) for name in names])
             own = list(expected.values())
-            if precision in HALVES:
+            if precision in HALVES and to != "openvino":
                 written.detector = half_detector(task.detector, HALVES[precision])
                 own = [answering(written)(image) for _, image in _tracked(every, f"Asking in {precision}", console)]
             about = described(own)
             with console.status(f"Writing {named}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # exporters warn of what is deprecated in each other
                 _function(WRITERS[to])(written, about, path)
-            if precision == "int8":
+            if to == "openvino" and precision != "float32":
                 assert split is not None
-                from detframe.export.quantize import quantize
-
-                with console.status(f"Quantising by {len(calibration)} training images"), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    quantize(path, calibration, split, max_drop, console.print, described)
+                _reduce_openvino(path, about, calibration, split, max_drop, console)
+                first = islice(_tracked(every, f"Asking {named} for its profile", console), len(split.index))
+                _profile_openvino(path, first, described)
             artefact = load(path)
             proof = prove(
                 expected,
@@ -238,6 +239,28 @@ def _map(split: AnnotatedSplit | None, answers: Sequence[Answer]) -> float | Non
         return None
     found = metrics(answers[: len(split.index)], split.truths, split.areas, split.index.class_names)
     return float(found["map"])
+
+
+def _reduce_openvino(
+    path: Path, about: Metadata, calibration: Sequence[Path], split: AnnotatedSplit, max_drop: float, console: Console
+) -> None:
+    if about.precision != "int8":  # for bfloat16 the metadata is all there is to it
+        return
+    from detframe.export.quantize import quantize
+
+    with console.status(f"Quantising by {len(calibration)} training images"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize(path, calibration, split, max_drop, console.print, about)
+
+
+def _profile_openvino(
+    path: Path, images: Iterable[tuple[str, Images]], described: Callable[[Sequence[Answer]], Metadata]
+) -> None:
+    """Give a file its profile, by its own answers: it is OpenVINO that makes it less precise, not what was written."""
+    from detframe.export.openvino import describe_openvino
+
+    artefact = load(path)
+    describe_openvino(described([artefact.run(image) for _, image in images]), path)
 
 
 def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:
