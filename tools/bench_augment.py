@@ -107,9 +107,9 @@ def usual() -> list[Operator]:
 def make_contenders(batch: Batch, device: torch.device) -> dict[str, Contender]:
     """Functions of no argument by name; each takes the batch through once."""
     objects = objects_of(batch)
-    batch = Batch(
-        *(field.to(device) if isinstance(field, Tensor) else Targets(*(t.to(device) for t in field)) for field in batch)
-    )
+    targets = Targets(*(field.to(device) for field in batch.targets))
+    fields = {name: field.to(device) for name, field in batch._asdict().items() if isinstance(field, Tensor)}
+    batch = batch._replace(targets=targets, **fields)
     geometry: list[AugmentationBase2D] = [operator for operator in usual() if isinstance(operator, AugmentationBase2D)]
     sequence = K.AugmentationSequential(
         *geometry, K.ColorJiggle(0.2, 0.2, 0.2, 0.02, p=1.0), data_keys=["input", "bbox_xyxy"]
@@ -117,7 +117,7 @@ def make_contenders(batch: Batch, device: torch.device) -> dict[str, Contender]:
     transforms = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
-            v2.RandomAffine(0.0, (0.1, 0.1), (0.7, 1.3), interpolation=v2.InterpolationMode.BILINEAR),
+            v2.RandomAffine((0.0, 0.0), (0.1, 0.1), (0.7, 1.3), interpolation=v2.InterpolationMode.BILINEAR),
             v2.ColorJitter(0.2, 0.2, 0.2, 0.02),
         ]
     )

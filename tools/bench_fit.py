@@ -61,7 +61,7 @@ class BareSteps(Callback):
         self.optimizer = pl_module.make_optimizer(groups)
         self.started = now()
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """End a block of `fit`, take one of bare steps and begin the next."""
@@ -70,8 +70,8 @@ class BareSteps(Callback):
             return
         self.fit.append(now() - self.started)
         self.images = len(batch.images)
-        if len(self.fit) <= self.warmup and isinstance(trainer.profiler, SimpleProfiler):
-            trainer.profiler.recorded_durations.clear()
+        if len(self.fit) <= self.warmup:
+            _durations(trainer).clear()
         started = now()
         for _ in range(self.block):
             self.optimizer.zero_grad()
@@ -92,17 +92,23 @@ class BareSteps(Callback):
             print(f"| {name} | {per_block / statistics.median(seconds):.2f} | {per_block / min(seconds):.2f} |")
         ratios = [theirs / ours for theirs, ours in zip(bare, fit, strict=True)]
         print(f"\nfit / bare loop: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")
-        assert isinstance(trainer.profiler, SimpleProfiler)
-        recorded = trainer.profiler.recorded_durations
+        recorded = _durations(trainer)
         print("| part of a step of fit | ms an image | % |\n| --- | ---: | ---: |")
         whole = sum(fit) / (len(fit) * per_block)
         left = whole
         for part, end in PARTS.items():
             durations = [sum(times) for name, times in recorded.items() if name.endswith(end)]
-            seconds = max(durations, default=0.0) / (len(fit) * per_block)  # hooks are within each other
-            left -= seconds
-            print(f"| {part} | {1000 * seconds:.2f} | {100 * seconds / whole:.1f} |")
+            share = max(durations, default=0.0) / (len(fit) * per_block)  # hooks are within each other
+            left -= share
+            print(f"| {part} | {1000 * share:.2f} | {100 * share / whole:.1f} |")
         print(f"| optimizer and the rest | {1000 * left:.2f} | {100 * left / whole:.1f} |")
+
+
+def _durations(trainer: Trainer) -> dict[str, list[float]]:
+    """Seconds of all that Lightning has timed, by name."""
+    profiler = vars(trainer)["profiler"]  # which its connector gives it
+    assert isinstance(profiler, SimpleProfiler)
+    return profiler.recorded_durations
 
 
 def now() -> float:

@@ -114,7 +114,7 @@ def is_same(answer: dict[str, Any], expected: dict[str, Any]) -> bool:
 def _are_twins(one: dict[str, Any], other: dict[str, Any]) -> bool:
     apart = max(abs(a - b) for a, b in zip(one["box"], other["box"], strict=True))
     alike = one["label"] == other["label"] and abs(one["score"] - other["score"]) < _TOLERANCE
-    return alike and apart < 100 * _TOLERANCE
+    return bool(alike and apart < 100 * _TOLERANCE)
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
-from scipy.signal import fftconvolve
 
+ndimage: Any = scipy.ndimage  # it gathers its functions from others when it is loaded, which no type checker sees
 Floats = NDArray[np.float64]
 
 
@@ -32,7 +33,7 @@ def corrupted(image: NDArray[np.uint8], kind: str, severity: int, rng: np.random
 
 
 def _scale(image: Floats) -> float:
-    return max(1.0, min(image.shape[:2]) / 224)
+    return max(1.0, int(min(image.shape[:2])) / 224)
 
 
 def _gaussian_noise(image: Floats, s: int, rng: np.random.Generator) -> Floats:
@@ -64,7 +65,7 @@ def _filtered(image: Floats, kernel: Floats) -> Floats:
     """Convolved with a kernel of odd sides, the border's pixels repeated beyond it."""
     reach = kernel.shape[0] // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    return np.asarray(fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1)), dtype=np.float64)
+    return np.asarray(scipy.signal.fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1)), dtype=np.float64)
 
 
 def _glass_blur(image: Floats, s: int, rng: np.random.Generator) -> Floats:
@@ -133,7 +134,7 @@ def _clouds(shape: tuple[int, int], rng: np.random.Generator, roughness: float) 
 def _frost(image: Floats, s: int, rng: np.random.Generator) -> Floats:
     keep, add = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[s]
     ice = _clouds((image.shape[0], image.shape[1]), rng, 1.5) ** 2
-    return image * keep + (ice * add)[..., None] * np.array([0.9, 0.97, 1.0])
+    return np.asarray(image * keep + (ice * add)[..., None] * np.array([0.9, 0.97, 1.0]), dtype=np.float64)
 
 
 def _fog(image: Floats, s: int, rng: np.random.Generator) -> Floats:
@@ -153,8 +154,8 @@ def _contrast(image: Floats, s: int, rng: np.random.Generator) -> Floats:
 
 
 def _elastic(image: Floats, s: int, rng: np.random.Generator) -> Floats:
-    far, smooth = ((6, 14), (7, 12), (8, 10), (10, 9), (12, 8))[s]
-    far, smooth = far * _scale(image), smooth * _scale(image)
+    scale = _scale(image)
+    far, smooth = (length * scale for length in ((6, 14), (7, 12), (8, 10), (10, 9), (12, 8))[s])
     height, width = image.shape[:2]
     fields = [ndimage.gaussian_filter(rng.uniform(-1, 1, (height, width)), smooth) for _ in range(2)]
     dy, dx = (field / max(np.abs(field).max(), 1e-9) * far / 2 for field in fields)

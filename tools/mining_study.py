@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,7 @@ def study(given: argparse.Namespace, seed: int) -> dict[str, Any]:
     boxes = {}
     for arm in ARMS:
         folder = root / arm
-        chosen = stage(
-            folder / "chosen.json", "choosing", lambda arm=arm: choose(first, arm, looked, given.budget, seed)
-        )
+        chosen = stage(folder / "chosen.json", "choosing", partial(choose, first, arm, looked, given.budget, seed))
         content = select(oracle, [*labelled, *chosen])
         boxes[arm] = len(content["annotations"])
         (folder / "train.json").write_text(json.dumps(content))
@@ -161,12 +159,12 @@ def study(given: argparse.Namespace, seed: int) -> dict[str, Any]:
         trained = stage(
             folder / "trained.json",
             f"training on {len(content['images'])} images with {boxes[arm]} boxes",
-            lambda folder=folder: train(folder, given, Path(base["checkpoint"]), given.more_epochs, seed),
+            partial(train, folder, given, Path(base["checkpoint"]), given.more_epochs, seed),
         )
         figures[arm] = stage(
             folder / "metrics.json",
             "testing",
-            lambda folder=folder, trained=trained: evaluate(folder, trained["checkpoint"]),
+            partial(evaluate, folder, trained["checkpoint"]),
         )
     return {"map_50": {name: 100 * found["map_50"] for name, found in figures.items()}, "boxes": boxes}
 
@@ -201,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
