@@ -253,6 +253,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     paths = sorted(given.images.glob("*.jp*g"))[: given.different]
+    if not paths:
+        parser.error(f"{given.images}: holds no JPEG file. Name the folder with the images.")
     artefact = load(given.artefact, given.workers * given.threads)
     own = alone(artefact, paths, given.batch, given.seconds)
     print(f"alone, batches of {given.batch}, {given.workers * given.threads} threads: {own:.1f} images/s", flush=True)
