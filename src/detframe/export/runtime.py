@@ -238,7 +238,7 @@ def _openvino(path: Path, threads: int) -> tuple[str, Run]:
                 familiar[shape] = compiler.submit(compiled_for, shape)
         own = familiar.get(shape)
         if own is None or not own.done() or own.exception() is not None:
-            return openvino_answer(compiled, images)  # it answers the same, and needs longer
+            return openvino_answer(compiled, images)  # it answers the same, to a step of 8 bits, and needs longer
         return openvino_answer(own.result(), images)
 
     return metadata, run
