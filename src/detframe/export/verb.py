@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from itertools import islice
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -99,8 +98,8 @@ def export(
       int8      for Intel's processors, with --to openvino: convolutions in 8 bits, their ranges read from up to 200
                 images of the training split, operations given back to float32 until mAP bears it
       float16   for GPUs, with --to torchscript, program or onnx: backbone and neck in half precision, the head in
-      bfloat16  float32; bfloat16 with torchscript and program, and with openvino for Intel's processors that have it,
-                up to the last convolution
+                float32
+      bfloat16  the same, with --to torchscript or program; with --to openvino for Intel's processors that have it
 
     Exit code: 0 when it is written; 1 when the proof failed, and then nothing is written but a picture of the worst
     image, and an older artefact of that name is set aside; 2 when the input cannot be used.
@@ -169,8 +168,7 @@ def export(
             if to == "openvino" and precision != "float32":
                 assert split is not None
                 _reduce_openvino(path, about, calibration, split, max_drop, console)
-                first = islice(_tracked(every, f"Asking {named} for its profile", console), len(split.index))
-                _profile_openvino(path, first, described)
+                _profile_openvino(path, split, described, console)
             artefact = load(path)
             proof = prove(
                 expected,
@@ -254,13 +252,15 @@ def _reduce_openvino(
 
 
 def _profile_openvino(
-    path: Path, images: Iterable[tuple[str, Images]], described: Callable[[Sequence[Answer]], Metadata]
+    path: Path, split: AnnotatedSplit, described: Callable[[Sequence[Answer]], Metadata], console: Console
 ) -> None:
     """Give a file its profile, by its own answers: it is OpenVINO that makes it less precise, not what was written."""
     from detframe.export.openvino import describe_openvino
 
-    artefact = load(path)
-    describe_openvino(described([artefact.run(image) for _, image in images]), path)
+    run = load(path).run
+    images = [split.index.path(place) for place in range(len(split.index))]
+    tracked = track(images, f"Asking {path.name} for its profile", console=console, transient=True)
+    describe_openvino(described([run(read_image(image)[None].numpy()) for image in tracked]), path)
 
 
 def _tracked(images: ProofImages, doing: str, console: Console) -> Iterable[tuple[str, Images]]:
