@@ -41,9 +41,6 @@ def test_detections_keep_their_contract() -> None:
     assert live.min() >= 0
     assert live[:, 2].max() <= 128
     assert live[:, 3].max() <= 96
-    for label in range(3):  # suppressed: no two of a class overlap more than the threshold
-        mine = found.boxes[0][found.valid[0] & (found.labels[0] == label)]
-        assert (pairwise_iou(mine, mine).fill_diagonal_(0) <= 0.6 + 1e-5).all()
 
 
 def test_what_detections_come_from_is_seen_too() -> None:
@@ -56,8 +53,8 @@ def test_what_detections_come_from_is_seen_too() -> None:
     assert raw.scores.shape == (2, 500)
     assert raw.valid.sum() > found.valid.sum()
     best = raw.valid[0].nonzero()[0]  # nothing suppresses it
-    assert torch.equal(raw.boxes[0, best], found.boxes[0, :1])
     assert torch.equal(raw.scores[0, best], found.scores[0, :1])
+    assert pairwise_iou(raw.boxes[0, best], found.boxes[0, :1]) > 0.8  # at the mean of what overlaps it
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(
         embedding * features.mean(dim=(2, 3)).norm(dim=1, keepdim=True), features.mean(dim=(2, 3))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from detframe.boxes import pairwise_iou
 from detframe.structures import Detections
 
 
@@ -51,6 +52,28 @@ def suppress(candidates: Detections, iou_threshold: float, detections: int) -> D
         labels=torch.where(valid, labels.gather(1, order), 0),
         valid=valid,
     )
+
+
+def vote(found: Detections, candidates: Detections, spread: float = 0.025) -> Detections:
+    """Detections, each where the candidates of its class that overlap it lie on the mean.
+
+    Box voting (Gidaris and Komodakis 2015): the best candidate says best what an object is, and all together where its
+    sides are. It counts by its score and by how much it overlaps the detection (variance voting, He et al. 2019): no
+    threshold that the rounding of another device could cross.
+
+    Args:
+        found: Some of the candidates, in K slots, as :func:`suppress` gives them.
+        candidates: In M slots.
+        spread: How slowly a vote fades as boxes overlap less: at an IoU of 0.9 it is 0.67, at 0.8 it is 0.20.
+    """
+    overlap = pairwise_iou(found.boxes, candidates.boxes)  # [B, K, M]
+    counts = (found.labels[:, :, None] == candidates.labels[:, None]) & candidates.valid[:, None]
+    weights = counts * candidates.scores[:, None] * torch.exp(-(1 - overlap).square() / spread)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    # No matrix product: under autocast it would be of half precision, which has too few digits for pixels.
+    boxes = (weights[:, :, None] * candidates.boxes.transpose(1, 2)[:, None]).sum(dim=-1)
+    boxes = torch.minimum(boxes, candidates.boxes.amax(dim=1, keepdim=True))  # rounding may leave the image
+    return Detections(torch.where(found.valid[..., None], boxes, 0.0), found.scores, found.labels, found.valid)
 
 
 def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, live: Tensor, iou_threshold: float) -> Tensor:

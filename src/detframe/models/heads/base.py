@@ -1,9 +1,11 @@
-"""What a detector needs of a head."""
+"""What a detector needs of a head.
 
-from __future__ import annotations
+Postponed annotations would break TorchScript here, which reads the types of the attributes.
+"""
 
 from torch import Tensor, nn
 
+from detframe.models.postprocess import suppress, vote
 from detframe.structures import Detections, Level, Targets
 
 
@@ -48,6 +50,21 @@ class Head(nn.Module):
             By parameter name, the rows (indices along the first dimension) of each label, ``[C, rows per class]``.
         """
         return {}
+
+
+class NMSHead(Head):
+    """A head that finds an object several times.
+
+    Of detections of a class that overlap more than ``nms_iou`` the best stays, where they lie on the mean; at most
+    ``detections`` of an image.
+    """
+
+    nms_iou: float
+    detections: int
+
+    def select(self, raw: Detections) -> Detections:
+        """Non-maximum suppression by class, and box voting."""
+        return vote(suppress(raw, self.nms_iou, self.detections), raw)
 
 
 def equal_channels(head: Head, levels: list[Level], grouped: bool) -> int:

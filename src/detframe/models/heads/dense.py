@@ -13,13 +13,13 @@ from torchvision.ops import Conv2dNormActivation
 from detframe.boxes import clip_boxes
 from detframe.models.anchors import Cells, grid_cells
 from detframe.models.assigners import Assigner, TaskAlignedAssigner, assigned_objects
-from detframe.models.heads.base import Head
+from detframe.models.heads.base import NMSHead
 from detframe.models.losses import distribution_focal_loss, masked_giou_loss, varifocal_loss
-from detframe.models.postprocess import best_candidates, suppress
+from detframe.models.postprocess import best_candidates
 from detframe.structures import Detections, Level, Targets
 
 
-class DenseHead(Head):
+class DenseHead(NMSHead):
     """Decoupled anchor-free head: varifocal class loss, GIoU and distribution focal box loss.
 
     Args:
@@ -79,10 +79,6 @@ class DenseHead(Head):
         class_logits, box_logits, cells = self.predict(features)
         boxes = clip_boxes(self.decode(box_logits, cells), image_size[0], image_size[1])
         return best_candidates(boxes, class_logits.sigmoid(), self.score_threshold, self.candidates)
-
-    def select(self, raw: Detections) -> Detections:
-        """Non-maximum suppression by class."""
-        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Cells]:
         """Raw predictions: class logits ``[B, A, C]`` and box logits ``[B, A, 4, bins]``, float32, of A cells."""

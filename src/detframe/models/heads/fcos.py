@@ -14,13 +14,13 @@ from torchvision.ops import sigmoid_focal_loss
 from detframe.boxes import clip_boxes
 from detframe.models.anchors import Cells, grid_cells
 from detframe.models.assigners import Assigner, FCOSAssigner, assigned_objects
-from detframe.models.heads.base import Head, equal_channels
+from detframe.models.heads.base import NMSHead, equal_channels
 from detframe.models.losses import masked_giou_loss
-from detframe.models.postprocess import best_candidates, suppress
+from detframe.models.postprocess import best_candidates
 from detframe.structures import Detections, Level, Targets
 
 
-class FCOSHead(Head):
+class FCOSHead(NMSHead):
     """FCOS (Tian et al., 2019): each cell predicts classes, distances to the sides and how central it lies.
 
     Args:
@@ -64,10 +64,6 @@ class FCOSHead(Head):
         boxes = clip_boxes(self.decode(distances, cells), image_size[0], image_size[1])
         scores = (class_logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
         return best_candidates(boxes, scores, self.score_threshold, self.candidates)
-
-    def select(self, raw: Detections) -> Detections:
-        """Non-maximum suppression by class."""
-        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Cells]:
         """Class logits ``[B, A, C]``, distances ``[B, A, 4]`` in strides, centre-ness logits ``[B, A]``, float32."""

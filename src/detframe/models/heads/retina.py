@@ -12,15 +12,15 @@ from torchvision.ops import sigmoid_focal_loss
 from detframe.boxes import clip_boxes, decode_boxes, encode_boxes
 from detframe.models.anchors import base_anchors, grid_anchors, grid_cells
 from detframe.models.assigners import assign_by_iou, assigned_objects
-from detframe.models.heads.base import Head, equal_channels
-from detframe.models.postprocess import best_candidates, suppress
+from detframe.models.heads.base import NMSHead, equal_channels
+from detframe.models.postprocess import best_candidates
 from detframe.structures import Detections, Level, Targets
 
 _SIZES = 3  # per octave (RetinaNet, section 4)
 _ASPECT_RATIOS = [0.5, 1.0, 2.0]
 
 
-class RetinaHead(Head):
+class RetinaHead(NMSHead):
     """RetinaNet (Lin et al., 2017): nine anchors per cell, focal class loss, L1 loss of encoded boxes.
 
     Args:
@@ -67,10 +67,6 @@ class RetinaHead(Head):
         class_logits, offsets, anchors = self.predict(features)
         boxes = clip_boxes(decode_boxes(offsets, anchors), image_size[0], image_size[1])
         return best_candidates(boxes, class_logits.sigmoid(), self.score_threshold, self.candidates)
-
-    def select(self, raw: Detections) -> Detections:
-        """Non-maximum suppression by class."""
-        return suppress(raw, self.nms_iou, self.detections)
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits ``[B, A, C]`` and encoded boxes ``[B, A, 4]``, float32, of anchors ``[A, 4]``."""

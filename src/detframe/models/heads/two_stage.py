@@ -12,8 +12,8 @@ from torchvision.models.detection.rpn import RPNHead
 from detframe.boxes import clip_boxes, decode_boxes, encode_boxes
 from detframe.models.anchors import base_anchors, grid_anchors, grid_cells
 from detframe.models.assigners import Assignment, assign_by_iou, assigned_objects
-from detframe.models.heads.base import Head, equal_channels
-from detframe.models.postprocess import best_candidates, suppress
+from detframe.models.heads.base import NMSHead, equal_channels
+from detframe.models.postprocess import best_candidates
 from detframe.models.proposals import roi_align_pyramid, sample_balanced, select_proposals
 from detframe.structures import Detections, Level, Targets
 
@@ -22,7 +22,7 @@ _ROI_SIZE = 7
 _BETA = 1 / 9  # where the smooth L1 loss turns linear, torchvision's
 
 
-class TwoStageHead(Head):
+class TwoStageHead(NMSHead):
     """Faster R-CNN on a pyramid (Ren et al., 2015; Lin et al., 2017): a proposal network, and a head for proposals.
 
     Args:
@@ -96,10 +96,6 @@ class TwoStageHead(Head):
         boxes = decode_boxes(box_offsets[:, :, 1:], proposals[:, :, None], (10.0, 10.0, 5.0, 5.0))
         boxes = clip_boxes(boxes, image_size[0], image_size[1])  # [B, P, C, 4]
         return best_candidates(boxes, scores, self.score_threshold, self.candidates)
-
-    def select(self, raw: Detections) -> Detections:
-        """Non-maximum suppression by class."""
-        return suppress(raw, self.nms_iou, self.detections)
 
     def predict_anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Objectness logits ``[B, A]``, encoded boxes ``[B, A, 4]``, anchors ``[A, 4]`` and their count by level."""
