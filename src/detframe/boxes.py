@@ -39,7 +39,7 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     torchvision's ``box_iou`` takes no leading dimensions and divides by zero on padding rows.
     """
     overlap, union = overlap_and_union(boxes1, boxes2)
-    return overlap / union.clamp(min=1e-30)
+    return overlap / torch.where(union > 0, union, 1.0)
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from detframe.models.backbones import TimmBackbone
 from detframe.models.detector import Detector
 from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN
+from detframe.models.postprocess import suppress, vote
 from detframe.structures import empty_targets
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
@@ -33,7 +34,7 @@ def test_nano_is_small_enough_for_a_cpu(name: str) -> None:
 
 
 def test_detections_keep_their_contract() -> None:
-    found = build().eval()(torch.rand(2, 3, 96, 128))
+    found, raw, _ = build().eval().look(torch.rand(2, 3, 96, 128))
     assert found.boxes.shape == (2, 100, 4)
     assert (found.scores.diff(dim=1) <= 0).all()
     live = found.boxes[found.valid]
@@ -41,6 +42,11 @@ def test_detections_keep_their_contract() -> None:
     assert live.min() >= 0
     assert live[:, 2].max() <= 128
     assert live[:, 3].max() <= 96
+    kept = suppress(raw, 0.6, 100)
+    for label in range(3):  # suppressed: no two of a class overlap more than the threshold, until votes move them
+        mine = kept.boxes[0][kept.valid[0] & (kept.labels[0] == label)]
+        assert (pairwise_iou(mine, mine).fill_diagonal_(0) <= 0.6 + 1e-5).all()
+    assert all(map(torch.equal, found, vote(kept, raw)))
 
 
 def test_what_detections_come_from_is_seen_too() -> None:
@@ -53,8 +59,10 @@ def test_what_detections_come_from_is_seen_too() -> None:
     assert raw.scores.shape == (2, 500)
     assert raw.valid.sum() > found.valid.sum()
     best = raw.valid[0].nonzero()[0]  # nothing suppresses it
+    kept = suppress(raw, 0.6, 1)
+    assert torch.equal(raw.boxes[0, best], kept.boxes[0])
+    assert torch.equal(vote(kept, raw).boxes[0], found.boxes[0, :1])
     assert torch.equal(raw.scores[0, best], found.scores[0, :1])
-    assert pairwise_iou(raw.boxes[0, best], found.boxes[0, :1]) > 0.8  # at the mean of what overlaps it
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(
         embedding * features.mean(dim=(2, 3)).norm(dim=1, keepdim=True), features.mean(dim=(2, 3))

@@ -56,7 +56,7 @@ class NMSHead(Head):
     """A head that finds an object several times.
 
     Of detections of a class that overlap more than ``nms_iou`` the best stays, where they lie on the mean; at most
-    ``detections`` of an image.
+    ``detections`` of an image. Two that stay may have moved together, and overlap a little more than ``nms_iou`` then.
     """
 
     nms_iou: float
