@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detframe.cli import with_name
+import pytest
+
+from detframe.cli import main, with_name
 
 
 def many(files: list[Path] | None = None, out: Path | None = None) -> int:
@@ -28,3 +30,30 @@ def test_the_first_parameter_may_be_given_bare() -> None:
 def test_a_list_takes_all_that_stands_before_the_first_option() -> None:
     assert with_name(many, ["a", "b c", "--out", "d"]) == ["--files+=a", "--files+=b c", "--out", "d"]
     assert with_name(many, ["--out", "d"]) == ["--out", "d"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["convert", "a", "b", "png"], "to: Expected coco, voc or yolo. Got value: png."),
+        (["compare", "a", "b", "--replicates", "many"], "replicates: Expected int. Got value: many."),
+        (["serve", "x", "--prt", "3"], "unrecognized arguments: --prt 3. Similar: --port."),
+        (["check"], "the following arguments are required: data."),
+    ],
+)
+def test_a_wrong_argument_is_told_in_words_with_its_cure(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"detframe {given[0]}: {said} `python -m detframe {given[0]} --help` explains all.\n"
+
+
+def test_an_option_of_a_training_that_does_not_exist_is_told_with_one_that_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["detframe", "fit", "--trainer.max_epoch", "3"])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("detframe: unrecognized arguments: --trainer.max_epoch 3. Similar: --trainer.max_epochs")

@@ -161,6 +161,8 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
 
     from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+    from detframe.refusals import explain_argument
+
     class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Keeps the paragraphs of the docstring."""
 
@@ -174,7 +176,11 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
     try:
         parsed = parser.parse_args(with_flags(function, with_name(function, arguments)))
     except ArgumentError as error:
-        print(f"detframe {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        options = [name for action in parser._actions for name in action.option_strings]
+        print(
+            f"detframe {verb}: {explain_argument(str(error), options)} `{parser.prog} --help` explains all.",
+            file=sys.stderr,
+        )
         return 2
     return function(**parser.instantiate(parsed).as_dict())
 

@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from detframe.augment.facts import PolicyError
 from detframe.data.annotations import DataError
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.images import ImageError
+from detframe.refusals import explain_argument, similar
 from detframe.training.callbacks import BestCheckpoint, LastCheckpoint, RunRecorder, SampleImages
 from detframe.training.task import CheckpointError, DetectionTask
 
@@ -70,7 +70,12 @@ class DetframeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own
         """Parse, and refuse values that a link would override in silence."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            actions = [action for verb in _VERBS for action in self._parser(verb)._actions]
+            options = [name for action in actions for name in action.option_strings]
+            raise ArgumentError(None, explain_argument(short(str(error)), options)) from error
         model = self._options().model
         for target, source in LINKS.items():
             if target in model and (target != "class_names" or self.class_names_from_data):
@@ -245,14 +250,10 @@ def short(message: str) -> str:
     causes = [found for pattern in _CAUSES for found in re.findall(pattern, message)]
     if not keys or not causes:
         return " ".join(message.split())[:_MESSAGE_LENGTH] or "The configuration is not valid."
-    return f"{', '.join(keys)}: {causes[0].rstrip('.')}.{_similar(causes[0])}"
-
-
-def _similar(cause: str) -> str:
-    """Names that resemble the one that a module does not have."""
-    named = re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'", cause)
-    close = get_close_matches(named[2], dir(import_module(named[1])), n=3) if named else []
-    return f" Similar: {', '.join(close)}." if close else ""
+    named = re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'", causes[0])
+    return (
+        f"{', '.join(keys)}: {causes[0].rstrip('.')}.{similar(named[2], dir(import_module(named[1]))) if named else ''}"
+    )
 
 
 def require_yaml(arguments: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from json import dumps
 from pathlib import Path
 
@@ -28,3 +30,28 @@ def refuse_unwritable(error: OSError, out: Path | None) -> int:
     """Say that OUT, or a file of it, cannot be written; the exit code."""
     print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
     return 2
+
+
+def explain_argument(message: str, options: Iterable[str]) -> str:
+    """What is wrong with an argument, as a person says it: without Python's types, and with what may have been meant.
+
+    Args:
+        message: The parser's, such as ``Parser key "to": Expected a typing.Literal['coco', 'voc']. Got value: yolo``.
+        options: All that there are, such as ``--data.root``.
+    """
+    text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", " ".join(message.split()))
+    text = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"Expected \1", text)
+    text = re.sub(r"Expected a (?:typing\.)?Literal\[(.+?)\]", lambda found: f"Expected {_choices(found[1])}", text)
+    unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", text)
+    return f"{text.rstrip('.')}.{similar(unknown[1], options) if unknown else ''}"
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """A sentence with names that resemble one which does not exist, after a space; nothing where none does."""
+    close = get_close_matches(name, set(known), n=3)
+    return f" Similar: {', '.join(close)}." if close else ""
+
+
+def _choices(quoted: str) -> str:
+    *others, last = [word.strip(" '") for word in quoted.split(",")]
+    return f"{', '.join(others)} or {last}" if others else last
