@@ -38,11 +38,12 @@ def test_a_vote_is_the_mean_of_the_class_by_score_and_overlap(seed: int) -> None
     found = suppress(raw, 0.5, 10)
     voted = vote(found, raw)
     for image, slot in zip(*np.nonzero(found.valid.numpy()), strict=True):
-        total, mean = 0.0, np.zeros(4)
+        last = float(raw.scores[image].min())
+        total, mean = last, last * found.boxes[image, slot].numpy().astype(float)
         for box, score, label, valid in zip(*(column[image] for column in raw), strict=True):
             if valid and label == found.labels[image, slot]:
                 overlap = float(box_iou(found.boxes[image, slot][None].double(), box[None].double()))
-                weight = float(score) * np.exp(-((1 - overlap) ** 2) / 0.025)
+                weight = (float(score) - last) * np.exp(-((1 - overlap) ** 2) / 0.025)
                 total, mean = total + weight, mean + weight * box.numpy().astype(float)
         np.testing.assert_allclose(voted.boxes[image, slot], mean / total, atol=1e-3)
     for before, after in zip(found[1:], voted[1:], strict=True):
@@ -63,11 +64,21 @@ def test_a_vote_stays_in_the_image(size: float) -> None:
 def test_many_rough_boxes_place_an_object_better_than_the_best_of_them() -> None:
     truth = torch.tensor([40.0, 30.0, 80.0, 90.0])
     boxes = truth + 2 * torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(0))
-    raw = Detections(boxes, torch.full((1, 200), 0.5), torch.zeros(1, 200, dtype=torch.long), torch.ones(1, 200) > 0)
+    scores = torch.linspace(0.9, 0.1, 200)[None]
+    raw = Detections(boxes, scores, torch.zeros(1, 200, dtype=torch.long), torch.ones(1, 200) > 0)
     found = suppress(raw, 0.5, 1)
     before, after = ((answer.boxes[0, 0] - truth).abs().max() for answer in (found, vote(found, raw)))
     assert before > 2
     assert after < 0.7
+
+
+@given(seed=st.integers(0, 2**31))
+def test_it_does_not_matter_which_of_two_alike_takes_the_last_slot(seed: int) -> None:
+    raw = candidates(1, 41, seed)._replace(valid=torch.ones(1, 41, dtype=torch.bool))
+    raw.scores[0, -2:] = raw.scores[0, -3] - 1e-6
+    one, other = (Detections(*(column[:, list(slots)] for column in raw)) for slots in (range(40), (*range(39), 40)))
+    found = suppress(Detections(*(column[:, :39] for column in raw)), 0.5, 10)
+    torch.testing.assert_close(vote(found, one).boxes, vote(found, other).boxes, rtol=0, atol=1e-3)
 
 
 def test_autocast_leaves_places_in_float32() -> None:

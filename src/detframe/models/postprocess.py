@@ -58,8 +58,9 @@ def vote(found: Detections, candidates: Detections, spread: float = 0.025) -> De
     """Detections, each where the candidates of its class that overlap it lie on the mean.
 
     Box voting (Gidaris and Komodakis 2015): the best candidate says best what an object is, and all together where its
-    sides are. It counts by its score and by how much it overlaps the detection (variance voting, He et al. 2019): no
-    threshold that the rounding of another device could cross.
+    sides are. It counts by its score and by how much it overlaps the detection (variance voting, He et al. 2019). There
+    is nothing that the rounding of another device could make jump: no threshold, and the last of the candidates has no
+    vote, since it is chance whether another took its slot. The detection itself counts with all of its score.
 
     Args:
         found: Some of the candidates, in K slots, as :func:`suppress` gives them.
@@ -68,10 +69,12 @@ def vote(found: Detections, candidates: Detections, spread: float = 0.025) -> De
     """
     overlap = pairwise_iou(found.boxes, candidates.boxes)  # [B, K, M]
     counts = (found.labels[:, :, None] == candidates.labels[:, None]) & candidates.valid[:, None]
-    weights = counts * candidates.scores[:, None] * torch.exp(-(1 - overlap).square() / spread)
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    last = candidates.scores.amin(dim=-1, keepdim=True)[:, None]  # [B, 1, 1], 0 where a slot is left
+    weights = counts * (candidates.scores[:, None] - last) * torch.exp(-(1 - overlap).square() / spread)
+    total = (weights.sum(dim=-1, keepdim=True) + last).clamp(min=1e-30)
     # No matrix product: under autocast it would be of half precision, which has too few digits for pixels.
-    boxes = (weights[:, :, None] * candidates.boxes.transpose(1, 2)[:, None]).sum(dim=-1)
+    boxes = ((weights / total)[:, :, None] * candidates.boxes.transpose(1, 2)[:, None]).sum(dim=-1)
+    boxes = boxes + last / total * found.boxes
     boxes = torch.minimum(boxes, candidates.boxes.amax(dim=1, keepdim=True))  # rounding may leave the image
     return Detections(torch.where(found.valid[..., None], boxes, 0.0), found.scores, found.labels, found.valid)
 
