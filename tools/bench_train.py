@@ -18,6 +18,7 @@ Contenders:
     fasterrcnn   torchvision's Faster R-CNN on the same backbone, P2 to P5 and a pooled level
     yolo11n      YOLO11n with its own loss, where the package `ultralytics` is installed. That is AGPL-3.0: detframe
                  neither contains nor needs it; who wants the comparison installs it, in an environment of its own
+    rfdetr-nano  RF-DETR's smallest with its own loss, where the package `rfdetr` (Apache-2.0) is installed
 
 The first table holds the median and the least time of a contender's steps. The second follows detframe's step and gives
 two shares: of all rows, and of the step alone, which a slow augmentation does not flatter. "network" is backbone, neck
@@ -37,7 +38,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +97,7 @@ def make_detframe(backbone: str, classes: int, size: int) -> Contender:
     detector = Detector(body, neck, DenseHead(neck.levels, classes))
 
     def loss(images: Tensor, targets: Targets) -> Tensor:
-        return torch.stack(list(detector.loss(images, targets).values())).sum()
+        return sum_of(detector.loss(images, targets).values())
 
     return Contender(detector, loss)
 
@@ -141,12 +142,12 @@ def make_fasterrcnn(backbone: str, classes: int, size: int) -> Contender:
     return torchvision_contender(model, first_label=1)
 
 
-def make_yolo11n(backbone: str, classes: int, size: int) -> Contender:
-    """YOLO11n from its own description, with its own loss and its default gains."""
+def make_ultralytics(name: str, classes: int, size: int) -> Contender:
+    """A detector of Ultralytics from its own description, such as yolo11n, with its own loss and its default gains."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
-    model: Any = DetectionModel("yolo11n.yaml", nc=classes, verbose=False)
+    model: Any = DetectionModel(f"{name}.yaml", nc=classes, verbose=False)
     model.args = get_cfg()  # where its loss looks for the gains
 
     def loss(images: Tensor, targets: Targets) -> Tensor:
@@ -165,6 +166,35 @@ def make_yolo11n(backbone: str, classes: int, size: int) -> Contender:
     return Contender(model, loss)
 
 
+def make_rfdetr(scale: str, classes: int, size: int) -> tuple[Contender, Callable[[Tensor], object]]:
+    """RF-DETR by its own parts, the loss as its training weights it, and its inference; 32 has to divide the size."""
+    from rfdetr import config
+    from rfdetr.models.lwdetr import build_criterion_from_config, build_model_from_config
+
+    # Naming no weights would load DINOv2's; these are not read here.
+    named = getattr(config, f"RFDETR{scale.capitalize()}Config")
+    options = named(num_classes=classes, resolution=size, positional_encoding_size=size // 16, device="cpu")
+    training = config.TrainConfig(dataset_dir=".", output_dir=".")
+    model = build_model_from_config(options, training)
+    criterion, decode = build_criterion_from_config(options, training)
+
+    def loss(images: Tensor, targets: Targets) -> Tensor:
+        lists = [
+            {"boxes": box_convert(boxes[valid], "xyxy", "cxcywh") / size, "labels": labels[valid]}
+            for boxes, labels, valid in zip(targets.boxes, targets.labels, targets.valid, strict=True)
+        ]
+        losses = criterion(model(images, lists), lists)
+        return sum_of(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
+
+    sizes = torch.tensor([[size, size]])
+    return Contender(model, loss), lambda images: decode(model(images), sizes)
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """Sum of scalars."""
+    return torch.stack(list(losses)).sum()
+
+
 MAKERS: dict[str, tuple[str, Callable[[str, int, int], Contender]]] = {
     "detframe": ("detframe", make_detframe),
     "compiled": ("detframe", make_compiled),
@@ -172,7 +202,8 @@ MAKERS: dict[str, tuple[str, Callable[[str, int, int], Contender]]] = {
     "fcos": ("torchvision", make_fcos),
     "retinanet": ("torchvision", make_retinanet),
     "fasterrcnn": ("torchvision", make_fasterrcnn),
-    "yolo11n": ("ultralytics", make_yolo11n),
+    "yolo11n": ("ultralytics", lambda _, classes, size: make_ultralytics("yolo11n", classes, size)),
+    "rfdetr-nano": ("rfdetr", lambda _, classes, size: make_rfdetr("nano", classes, size)[0]),
 }
 """What each needs installed, and how it is built from the number of classes and the images' side in pixels."""
 
@@ -447,9 +478,11 @@ def machine() -> str:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=MAKERS, help="contenders; default detframe fcos, yolo11n if there")
     parser.add_argument(
-        "--backbone", default=BACKBONE, help=f"timm's name of it, of all but yolo11n; default {BACKBONE}"
+        "--only", nargs="+", choices=MAKERS, help="contenders; default detframe fcos, and peers if there"
+    )
+    parser.add_argument(
+        "--backbone", default=BACKBONE, help=f"timm's name of it, of ours and torchvision's; default {BACKBONE}"
     )
     parser.add_argument("--image-size", type=int, default=320, help="side in pixels; default 320")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a step; default 8")
@@ -469,7 +502,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and boxes; default 0")
     parser.add_argument("--json", type=Path, help="write every step's seconds here")
     args = parser.parse_args()
-    names = args.only or [name for name in ("detframe", "fcos", "yolo11n") if find_spec(MAKERS[name][0])]
+    names = args.only or [name for name in ("detframe", "fcos", "yolo11n", "rfdetr-nano") if find_spec(MAKERS[name][0])]
     for name in names:
         if find_spec(MAKERS[name][0]) is None:
             parser.error(f"{name} needs the package {MAKERS[name][0]}, which is not installed.")

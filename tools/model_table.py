@@ -7,7 +7,8 @@ random; nothing is downloaded.
     python tools/model_table.py --only 'dense-*'               # these anew, the others as the file has them
     python tools/model_table.py --missing                      # what a stopped run has not come to, or a new model
 
-Peers are detectors of torchvision and, where the package `rfdetr` (Apache-2.0) is installed, RF-DETR.
+Peers are detectors of torchvision and, where the packages `ultralytics` (AGPL-3.0, in an environment of its own) and
+`rfdetr` (Apache-2.0) are installed, YOLO11n and RF-DETR.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
@@ -35,11 +36,19 @@ from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import box_convert
 
 from bench_map import peak_memory, reset_peak_memory
-from bench_train import Contender, make_optimizer, processor, random_targets, step, torchvision_contender
-from detframe.structures import Targets
+from bench_train import (
+    Contender,
+    make_optimizer,
+    make_rfdetr,
+    make_ultralytics,
+    processor,
+    random_targets,
+    step,
+    sum_of,
+    torchvision_contender,
+)
 from detframe.training.task import DetectionTask
 
 ROOT = Path(__file__).parents[1]
@@ -115,33 +124,12 @@ def make_torchvision(name: str, background: int, size: int) -> tuple[Contender, 
     return torchvision_contender(model, first_label=background), lambda images: model(list(images))
 
 
-def make_rfdetr(scale: str, size: int) -> tuple[Contender, Callable[[Tensor], object]]:
-    """RF-DETR by its own parts, the loss as its training weights it; it takes any side that 32 divides."""
-    from rfdetr import config
-    from rfdetr.models.lwdetr import build_criterion_from_config, build_model_from_config
+def make_yolo(name: str, size: int) -> tuple[Contender, Callable[[Tensor], object]]:
+    """A detector of Ultralytics, with its own NMS."""
+    from ultralytics.utils.nms import non_max_suppression
 
-    # Naming no weights would load DINOv2's; these are not read here.
-    named = getattr(config, f"RFDETR{scale.capitalize()}Config")
-    options = named(num_classes=CLASSES, resolution=size, positional_encoding_size=size // 16, device="cpu")
-    training = config.TrainConfig(dataset_dir=".", output_dir=".")
-    model = build_model_from_config(options, training)
-    criterion, decode = build_criterion_from_config(options, training)
-
-    def loss(images: Tensor, targets: Targets) -> Tensor:
-        lists = [
-            {"boxes": box_convert(boxes[valid], "xyxy", "cxcywh") / size, "labels": labels[valid]}
-            for boxes, labels, valid in zip(targets.boxes, targets.labels, targets.valid, strict=True)
-        ]
-        losses = criterion(model(images, lists), lists)
-        return sum_of(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
-
-    sizes = torch.tensor([[size, size]])
-    return Contender(model, loss), lambda images: decode(model(images), sizes)
-
-
-def sum_of(losses: Iterable[Tensor]) -> Tensor:
-    """Sum of scalars."""
-    return torch.stack(list(losses)).sum()
+    contender = make_ultralytics(name, CLASSES, size)
+    return contender, lambda images: non_max_suppression(contender.model(images), iou_thres=0.7)
 
 
 PEERS: dict[str, Peer] = {
@@ -153,7 +141,9 @@ PEERS: dict[str, Peer] = {
         "retinanet_resnet50_fpn": 0,
         "fcos_resnet50_fpn": 0,
     }.items()
-} | {f"rfdetr-{scale}": Peer("rfdetr", partial(make_rfdetr, scale)) for scale in ("nano", "small", "medium")}
+}
+PEERS |= {"yolo11n": Peer("ultralytics", partial(make_yolo, "yolo11n"))}
+PEERS |= {f"rfdetr-{scale}": Peer("rfdetr", partial(make_rfdetr, scale, CLASSES)) for scale in SCALES[:3]}
 """In the order of the table, which has ours first."""
 
 
