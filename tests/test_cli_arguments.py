@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detframe.cli import main, with_name
+from detframe.cli import in_place, main, with_name
 
 
 def many(files: list[Path] | None = None, out: Path | None = None) -> int:
@@ -30,6 +30,22 @@ def test_the_first_parameter_may_be_given_bare() -> None:
 def test_a_list_takes_all_that_stands_before_the_first_option() -> None:
     assert with_name(many, ["a", "b c", "--out", "d"]) == ["--files+=a", "--files+=b c", "--out", "d"]
     assert with_name(many, ["--out", "d"]) == ["--out", "d"]
+
+
+def test_what_is_positional_may_be_given_by_name() -> None:
+    def two(artefact: Path, repo: Path, batch: int = 8) -> int:
+        return 0
+
+    for given in (
+        ["a", "--repo", "b", "--batch", "4"],
+        ["--repo=b", "a", "--batch", "4"],
+        ["--batch", "4", "--artefact", "a", "--repo", "b"],
+        ["a", "b", "--batch", "4"],
+    ):
+        assert in_place(two, given) == ["a", "b", "--batch", "4"]
+    assert in_place(two, ["a", "b", "c"]) == ["a", "b", "c"]
+    assert in_place(two, ["--repo", "b", "--batch", "4"]) == ["--batch", "4"]  # for the parser to refuse
+    assert in_place(one, ["--run", "a"]) == ["--run", "a"]
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_function(verb: str, path: str, arguments: list[str]) -> int:
     """Run a typed function as a verb: what has no default is positional, and so may the first be; a bool is a flag.
 
+    What is positional may be given by its name too.
+
     Args:
         verb: Its name on the command line.
         path: ``module:function``.
@@ -174,15 +176,34 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True)
     parser.description = inspect.cleandoc(function.__doc__ or "").split("\n\nArgs:")[0]
     try:
-        parsed = parser.parse_args(with_flags(function, with_name(function, arguments)))
+        parsed = parser.parse_args(with_flags(function, with_name(function, in_place(function, arguments))))
     except ArgumentError as error:
-        options = [name for action in parser._actions for name in action.option_strings]
+        options = {name for action in parser._actions for name in action.option_strings} - {"--help"}
         print(
             f"detframe {verb}: {explain_argument(str(error), options)} `{parser.prog} --help` explains all.",
             file=sys.stderr,
         )
         return 2
     return function(**parser.instantiate(parsed).as_dict())
+
+
+def in_place(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``--repo DIR`` as the bare ``DIR`` at its place, where the function's ``repo`` has no default."""
+    needed = [name for name, p in inspect.signature(function).parameters.items() if p.default is p.empty]
+    named: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option.startswith("--") and option[2:] in needed:
+            named[option[2:]] = value if equals else next(rest, "")
+        else:
+            others.append(argument)
+    bare = list(takewhile(lambda argument: not argument.startswith("-"), others))
+    options, places = others[len(bare) :], iter(bare)
+    if len(bare) + len(named) < len(needed):
+        return others  # for the parser to say what it needs
+    return [*(named[name] if name in named else next(places) for name in needed), *places, *options]
 
 
 def with_name(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
