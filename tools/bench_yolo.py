@@ -59,6 +59,7 @@ def run(command: list[str], log: Path) -> Spent:
     Raises:
         SystemExit: It failed.
     """
+    print(f"{log.stem} runs; what it says is in {log}", file=sys.stderr)
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
