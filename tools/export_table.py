@@ -91,9 +91,8 @@ def shown(report: dict[str, object]) -> str:
         faults = report["faults"]
         assert isinstance(faults, list)
         return "; ".join(map(str, faults))
-    return (
-        f"{report['detections']} equal, {report['score']:.0e}; {report['seconds']:.0f} s, {report['megabytes']:.0f} MB"
-    )
+    count = f"all but {report['unmatched']} of {report['detections']}" if report["unmatched"] else report["detections"]
+    return f"{count} equal, {report['score']:.0e}; {report['seconds']:.0f} s, {report['megabytes']:.0f} MB"
 
 
 def main() -> None:
