@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import SimpleProfiler
 
-from bench_train import machine
+from bench_train import machine, sum_of
 from detframe.lightning_cli import run
 from detframe.structures import Batch
 from detframe.training.task import DetectionTask, parameter_groups
@@ -76,7 +76,7 @@ class BareSteps(Callback):
         for _ in range(self.block):
             self.optimizer.zero_grad()
             with trainer.precision_plugin.forward_context():
-                loss = torch.stack(list(self.detector.loss(batch.images, batch.targets).values())).sum()
+                loss = sum_of(self.detector.loss(batch.images, batch.targets).values())
             loss.backward()
             self.optimizer.step()
         self.bare.append(now() - started)

@@ -238,7 +238,7 @@ def torchvision_contender(model: nn.Module, first_label: int = 0) -> Contender:
             {"boxes": boxes[valid], "labels": labels[valid] + first_label}
             for boxes, labels, valid in zip(targets.boxes, targets.labels, targets.valid, strict=True)
         ]
-        return torch.stack(list(model(list(images), lists).values())).sum()
+        return sum_of(model(list(images), lists).values())
 
     return Contender(model, loss)
 
@@ -351,7 +351,7 @@ def dissect(detector: Detector, feed: Feed, warmup: int, steps: int) -> dict[str
             features = detector.features(batch.images)
             mixed = time.perf_counter()
             size = (batch.images.shape[2], batch.images.shape[3])
-            loss = torch.stack(list(detector.head.loss(features, batch.targets, size).values())).sum()
+            loss = sum_of(detector.head.loss(features, batch.targets, size).values())
             lost = time.perf_counter()
             loss.backward()
             learned = time.perf_counter()

@@ -19,6 +19,7 @@ an environment of its own.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -32,10 +33,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from bench_train import machine
+from bench_train import machine, rounds
 from detframe.data.images import read_image
 from detframe.data.sources import read_splits
 from detframe.data.unlabelled import read_images
@@ -120,9 +119,8 @@ def fit(args: argparse.Namespace, options: list[str]) -> None:
 
 def column(path: Path, name: str) -> list[float]:
     """Figures of a CSV file, where there are any."""
-    header, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
-    place = [title.strip() for title in header].index(name)
-    return [float(row[place]) for row in rows if row[place].strip()]
+    with path.open(encoding="utf-8", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file, skipinitialspace=True) if row[name]]
 
 
 def write_results(weights: Path, root: Path, size: int, path: Path) -> None:
@@ -130,20 +128,16 @@ def write_results(weights: Path, root: Path, size: int, path: Path) -> None:
     from ultralytics import YOLO
 
     index = read_splits(root)["test"].index
-    categories = index.categories
     model = YOLO(weights)
     rows: list[dict[str, Any]] = []
-    for place, image_id in track(list(enumerate(index.image_ids.tolist())), "Testing", console=Console(stderr=True)):
+    for place in rounds(len(index), "Testing"):
         (found,) = model.predict(
             index.path(place), imgsz=size, conf=0.001, iou=0.7, max_det=300, device="cpu", verbose=False
         )
-        boxes = found.boxes
-        corners = boxes.xyxy.double().numpy()
-        for (x1, y1, x2, y2), score, label in zip(
-            corners.tolist(), boxes.conf.tolist(), boxes.cls.tolist(), strict=True
-        ):
-            row = {"image_id": image_id, "category_id": categories[int(label)].id, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-            rows.append({**row, "score": score})
+        boxes = (found.boxes.xyxy.tolist(), found.boxes.conf.tolist(), found.boxes.cls.tolist())
+        for (x1, y1, x2, y2), score, label in zip(*boxes, strict=True):
+            ids = {"image_id": int(index.image_ids[place]), "category_id": index.categories[int(label)].id}
+            rows.append({**ids, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -159,7 +153,7 @@ def latency(args: argparse.Namespace) -> None:
     for path in args.artefacts:
         calls[path.name] = ours_call(path)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in track(range(args.rounds + 3), "Calls in turn", console=Console(stderr=True)):
+    for turn in rounds(args.rounds + 3, "Calls in turn"):
         for name, call in calls.items():
             started = time.perf_counter()
             call(images[turn % len(images)])

@@ -133,17 +133,19 @@ def make_yolo(name: str, size: int) -> tuple[Contender, Callable[[Tensor], objec
 
 
 PEERS: dict[str, Peer] = {
-    name: Peer("torchvision", partial(make_torchvision, name, background), 320 if "320" in name else None)
-    for name, background in {
-        "ssdlite320_mobilenet_v3_large": 1,
-        "fasterrcnn_mobilenet_v3_large_fpn": 1,
-        "fasterrcnn_resnet50_fpn": 1,
-        "retinanet_resnet50_fpn": 0,
-        "fcos_resnet50_fpn": 0,
-    }.items()
+    **{
+        name: Peer("torchvision", partial(make_torchvision, name, background), 320 if "320" in name else None)
+        for name, background in {
+            "ssdlite320_mobilenet_v3_large": 1,
+            "fasterrcnn_mobilenet_v3_large_fpn": 1,
+            "fasterrcnn_resnet50_fpn": 1,
+            "retinanet_resnet50_fpn": 0,
+            "fcos_resnet50_fpn": 0,
+        }.items()
+    },
+    "yolo11n": Peer("ultralytics", partial(make_yolo, "yolo11n")),
+    **{f"rfdetr-{scale}": Peer("rfdetr", partial(make_rfdetr, scale, CLASSES)) for scale in SCALES[:3]},
 }
-PEERS |= {"yolo11n": Peer("ultralytics", partial(make_yolo, "yolo11n"))}
-PEERS |= {f"rfdetr-{scale}": Peer("rfdetr", partial(make_rfdetr, scale, CLASSES)) for scale in SCALES[:3]}
 """In the order of the table, which has ours first."""
 
 

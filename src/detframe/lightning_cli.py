@@ -251,9 +251,8 @@ def short(message: str) -> str:
     if not keys or not causes:
         return " ".join(message.split())[:_MESSAGE_LENGTH] or "The configuration is not valid."
     named = re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'", causes[0])
-    return (
-        f"{', '.join(keys)}: {causes[0].rstrip('.')}.{similar(named[2], dir(import_module(named[1]))) if named else ''}"
-    )
+    meant = similar(named[2], dir(import_module(named[1]))) if named else ""
+    return f"{', '.join(keys)}: {causes[0].rstrip('.')}.{meant}"
 
 
 def require_yaml(arguments: list[str]) -> None:
