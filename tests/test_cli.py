@@ -293,7 +293,6 @@ def test_predict_needs_the_checkpoint_and_images_alone(folder: Path, run: Path) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # jsonargparse, about Lightning's call of it
-@pytest.mark.slow
 def test_a_run_is_calibrated_by_what_validation_found(folder: Path, run: Path) -> None:
     best = str(run / "checkpoints" / "best.ckpt")
     options = ("--config", "config.yaml")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detframe.analysis.prediction_table import rows_of_table
-from detframe.analysis.predictions import coco_results, detection_rows, gather, truth_rows
+from detframe.analysis.predictions import PredictionWriter, coco_results, detection_rows, gather, truth_rows
 from detframe.data.annotations import AnnotationIndex, Category, build_index
 from detframe.data.coco import write_coco
+from detframe.data.datamodule import DetectionDataModule
 from detframe.matching import Matches, match
 from detframe.metrics.average_precision import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE
 from detframe.metrics.error_costs import error_costs
 from detframe.metrics.errors import find_errors
 from detframe.metrics.mean_ap import MeanAveragePrecision
+from detframe.models.backbones import TimmBackbone
 from detframe.structures import Batch, Detections, Targets
+from detframe.training.task import DetectionTask
 
 NAMES = ["nut", "bolt"]
 IMAGES = 12
@@ -191,3 +198,28 @@ def test_errors_of_the_table_have_its_outcomes_and_the_ap_of_the_metric(
     detections, batch = make_batch(index)
     metric.update_batch(detections, batch.targets, batch.areas, batch.image_ids)
     assert error_costs(errors, 2).ap == pytest.approx(float(metric.compute()["map_50"]), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, about a loader without workers and the like
+def test_pictures_are_drawn_beside_the_images_and_never_over_them(tmp_path: Path) -> None:
+    """Neither where a glob names images by their whole path, nor where two differ in nothing but the suffix."""
+    torch.manual_seed(0)
+    task = DetectionTask(class_names=NAMES, backbone=partial(TimmBackbone, name="test_resnet"), image_size=(64, 64))
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    for name in ("a.jpg", "a.png", "b[1].png"):
+        Image.new("RGB", (64, 48), (90, 120, 150)).save(camera / name)
+    before = {path.name: path.read_bytes() for path in camera.iterdir()}
+
+    def predict(source: Path, draw: bool) -> set[str]:
+        writer = PredictionWriter(tmp_path / "found", draw=draw, min_score=0.0)
+        options = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+        one = Trainer(accelerator="cpu", callbacks=[writer], **options)  # type: ignore[arg-type]
+        one.predict(task, datamodule=DetectionDataModule(predict=str(source), image_size=(64, 64)))
+        assert {path.name: path.read_bytes() for path in camera.iterdir()} == before
+        assert len(pa.parquet.read_table(tmp_path / "found" / "predictions.parquet")) > 0
+        return {path.name for path in (tmp_path / "found" / "images").rglob("*.jpg")}
+
+    assert predict(camera / "*.*", draw=False) == set()
+    assert predict(camera / "*.*", draw=True) == {"a.jpg", "a.png.jpg", "b[1].png.jpg"}  # asked for later
+    assert predict(camera / "b[1].png", draw=True) == {"a.jpg", "a.png.jpg", "b[1].png.jpg"}

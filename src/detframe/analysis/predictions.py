@@ -37,7 +37,8 @@ class PredictionWriter(Callback):
     Args:
         out: Folder for ``predictions.json`` (COCO results, image and category ids as in the annotation file, or the
             image's place and label + 1 where there is none) and ``predictions.parquet`` (with file and class names).
-        draw: Also draw the detections on the images, into ``out/images``.
+        draw: Also draw the detections on the images, into ``out/images``; an image that is not drawn yet is looked at
+            again.
         min_score: Detections below it are neither written nor drawn, 0..1.
         part_images: After so many images a process writes a part.
         merge: Make both files of the parts in the end. It takes memory for all detections; the parts, which are tables
@@ -89,7 +90,11 @@ class PredictionWriter(Callback):
                 self._parts.clear()
             done = set()
         trainer.strategy.barrier()  # before the first adds to them
-        left = [place for place, state in enumerate(states) if state not in done]
+        left = [
+            place
+            for place, state in enumerate(states)
+            if state not in done or (self.draw and not self._picture(state.file_name).is_file())
+        ]
         if len(left) == len(states):
             return
         rank_zero_info(f"{len(states) - len(left)} of {len(states)} images are in {self._parts.folder} already.")
@@ -151,9 +156,15 @@ class PredictionWriter(Callback):
             rows = found.valid[i]
             boxes, scores, labels = (t[i][rows].cpu() for t in (found.boxes, found.scores, found.labels))
             picture = draw_boxes(read_image(index.path(place)), boxes, labels, scores, names)
-            path = self.out / "images" / Path(index.file_names[place]).with_suffix(".jpg")
+            path = self._picture(index.file_names[place])
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path, quality=92)
+
+    def _picture(self, file_name: str) -> Path:
+        """Where an image is drawn: below ``out/images``, as its own name may be absolute, and would be written over."""
+        name = Path(file_name)
+        own = name if name.suffix.lower() in (".jpg", ".jpeg") else name.with_name(f"{name.name}.jpg")
+        return self.out.joinpath("images", *(part for part in own.parts if part not in (own.anchor, "..")))
 
 
 class EvaluationWriter(Callback):

@@ -25,7 +25,10 @@ def read_images(source: str) -> AnnotationIndex:
     path = Path(source)
     if path.suffix == ".json":
         return read_coco_images(path)
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    if path.is_file():  # its name may hold brackets, which mean something in a glob
+        found = [path]
+    else:
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
     files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{source}: no image there. Name a folder of images, a glob in quotes, or a COCO file.")
