@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DistributedSampler
 from detframe.augment.facts import DeploymentFacts, PolicyError
 from detframe.augment.mosaic import Mosaic
 from detframe.augment.pipeline import AugmentationPipeline, default_augmentations
+from detframe.data.annotations import DataError
 from detframe.data.datamodule import DetectionDataModule
 from detframe.data.sampling import RepeatFactorSampler
 from detframe.data.synthetic import write_dataset
@@ -47,7 +49,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def watched(root: Path, workers: int = 0, epochs: int = 2, resume: Path | None = None, **policy: object) -> Onlooker:
+def watched(
+    root: Path,
+    workers: int = 0,
+    epochs: int = 2,
+    resume: Path | None = None,
+    multi_scale: tuple[float, float] | None = None,
+    **policy: object,
+) -> Onlooker:
     seed_everything(3)
     augmentation = AugmentationPipeline([Mosaic(p=0.5), *default_augmentations()], **policy)  # type: ignore[arg-type]
     data = DetectionDataModule(
@@ -57,6 +66,7 @@ def watched(root: Path, workers: int = 0, epochs: int = 2, resume: Path | None =
         image_size=(64, 64),
         batch_size=4,
         num_workers=workers,
+        multi_scale=multi_scale,
         augmentation=augmentation,
     )
     trainer = Trainer(
@@ -122,3 +132,36 @@ def test_what_is_held_out_is_told(root: Path, tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.INFO):
         assert len(data.index("val")) == 1
     assert re.search(r"1 of 10 training images are held out for validation, site south[789]\.", caplog.text)
+
+
+def test_sizes_go_on_after_a_resumption_as_if_nothing_had_been(root: Path) -> None:
+    scales = (0.25, 2.0)
+    whole = [images.shape for _, images, _ in watched(root, epochs=4, multi_scale=scales).trained]
+    watched(root, epochs=1, multi_scale=scales)
+    resumed = watched(root, epochs=4, resume=root / "one.ckpt", multi_scale=scales)
+    assert [images.shape for _, images, _ in resumed.trained] == whole[2:]
+    assert len(set(whole)) > 2
+
+
+def test_splits_of_other_classes_are_refused(root: Path, tmp_path: Path) -> None:
+    """A label would mean another class in each, as where an exporter lists the classes that a split has."""
+    content = json.loads((root / "val.json").read_text())
+    kept = content["categories"][::2]
+    content["categories"] = kept
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in [c["id"] for c in kept]]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "train.json").write_text((root / "train.json").read_text())
+    data = DetectionDataModule(tmp_path, "train.json", "val.json", images=root / "images")
+    names = ", ".join(category["name"] for category in kept)
+    for _ in range(2):  # asked again it is no other
+        with pytest.raises(DataError, match=rf"val\.json: the classes of val are {names}; those of train are"):
+            data.index("val")
+    assert data.index("train").class_names == data.class_names
+
+
+def test_each_process_has_a_batch_where_images_are_few(root: Path) -> None:
+    data = DetectionDataModule(root, "train.json", "val.json", batch_size=8, num_workers=0)
+    assert len(data.train_dataloader()) == 1  # of 10 images; the batch of two is left out
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=strategy)  # type: ignore[assignment]
+    assert [len(batch.images) for batch in data.train_dataloader()] == [5]

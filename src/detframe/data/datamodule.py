@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities.rank_zero import rank_prefixed_message, rank_zero_info, rank_zero_warn
@@ -127,10 +126,13 @@ class DetectionDataModule(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names by label, from the first split that is given; none where only `predict` is."""
-        for name in ("train", "test", "val"):
-            if self.splits[name] is not None:
-                return self.index(name).class_names
-        return []
+        first = self._first
+        return [] if first is None else self.index(first).class_names
+
+    @property
+    def _first(self) -> str | None:
+        """Split that decides what labels mean; None where there is none."""
+        return next((name for name in ("train", "test", "val") if self.splits[name] is not None), None)
 
     def prepare_data(self) -> None:
         """Draw the synthetic data set where it is asked for."""
@@ -158,11 +160,24 @@ class DetectionDataModule(LightningDataModule):
             name: ``train``, ``val``, ``test`` or ``predict``.
 
         Raises:
-            DataError: The split is not given or cannot be read.
+            DataError: The split is not given, cannot be read, or has other classes than the first that is given.
         """
         if name not in self._indices:
-            self._indices[name] = self._read(name)
+            index = self._read(name)
+            self._require_classes(name, index)
+            self._indices[name] = index
         return self._indices[name]
+
+    def _require_classes(self, name: str, index: AnnotationIndex) -> None:
+        """Refuse a split whose labels mean other classes than the first one's: every figure would be false."""
+        if self._first is None or name in (self._first, "predict"):
+            return
+        first = self.index(self._first)
+        if index.class_names != first.class_names:
+            raise DataError(
+                f"{index.source}: the classes of {name} are {', '.join(index.class_names)}; those of {self._first} are "
+                f"{', '.join(first.class_names)}. Give all splits the same list in the same order, used or not."
+            )
 
     def narrow(self, name: str, places: Sequence[int]) -> None:
         """Keep some images of a split, by their places in its index."""
@@ -250,12 +265,16 @@ class DetectionDataModule(LightningDataModule):
         if workers is None:
             workers = min(_usable_cores(), _MOST_WORKERS) if accelerated else 0
         sampler: Sampler[int] | None = None
+        drop_last = False
         if training:
             factors = np.ones(len(dataset))
             if self.repeat_threshold is not None:
                 factors = repeat_factors(dataset.index, self.repeat_threshold)
             world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-            sampler = RepeatFactorSampler(factors, world, rank, self._seed_of_run)
+            images = RepeatFactorSampler(factors, world, rank, self._seed_of_run)
+            # A last batch of one image would spoil the batch norms; where a process has fewer images than a batch has,
+            # that one is all.
+            sampler, drop_last = images, len(images) > self.batch_size
         elif self.trainer is not None and self.trainer.world_size > 1:
             # Lightning's own choice repeats images until every rank has as many, which a metric would count twice.
             sampler = UnrepeatedDistributedSampler(
@@ -265,8 +284,7 @@ class DetectionDataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            # A last batch of one image would spoil the batch norms; a data set smaller than a batch has only that one.
-            drop_last=training and len(dataset) > self.batch_size,
+            drop_last=drop_last,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=accelerated,
@@ -299,7 +317,9 @@ class DetectionDataModule(LightningDataModule):
         if self.augmentation is not None:
             batch = self.augmentation(batch, self._progress(), self._batch_seed())
         if self.multi_scale is not None:
-            batch = resize_batch(batch, *scaled_size(batch.images.shape[2], batch.images.shape[3], self.multi_scale))
+            draw = np.random.default_rng(self._step()).random()  # the same on all processes, which wait for each other
+            height, width = batch.images.shape[2:]
+            batch = resize_batch(batch, *scaled_size(height, width, self.multi_scale, draw))
         return batch
 
     def _progress(self) -> float:
@@ -309,10 +329,15 @@ class DetectionDataModule(LightningDataModule):
             return self.trainer.current_epoch / self.trainer.max_epochs
         return self.trainer.global_step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
 
-    def _batch_seed(self) -> int:
-        """A seed for this batch of this process: the same after a resumption and with any number of workers."""
+    def _step(self) -> tuple[int, int]:
+        """What tells a batch from all others: the same after a resumption and with any number of workers."""
         assert self.trainer is not None
-        position = (self._seed_of_run, self.trainer.fit_loop.total_batch_idx + 1, self.trainer.global_rank)
+        return self._seed_of_run, self.trainer.fit_loop.total_batch_idx + 1
+
+    def _batch_seed(self) -> int:
+        """A seed for this batch of this process."""
+        assert self.trainer is not None
+        position = (*self._step(), self.trainer.global_rank)
         return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
 
     def report_skipped(self) -> list[str]:
@@ -324,10 +349,17 @@ class DetectionDataModule(LightningDataModule):
         return notes
 
 
-def scaled_size(height: int, width: int, scales: tuple[float, float], multiple: int = 32) -> tuple[int, int]:
-    """A random size about ``height`` x ``width`` in whole multiples, both sides by the same factor of the range."""
-    factor = scales[0] + (scales[1] - scales[0]) * float(torch.rand(()))
-    rows, columns = (max(1, round(side * factor / multiple)) * multiple for side in (height, width))
+def scaled_size(height: int, width: int, scales: tuple[float, float], draw: float) -> tuple[int, int]:
+    """A size about ``height`` x ``width``, both sides by the same factor, in whole multiples of 32.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        scales: Range of the factor.
+        draw: Where in the range it is, 0..1.
+    """
+    factor = scales[0] + (scales[1] - scales[0]) * draw
+    rows, columns = (max(1, round(side * factor / 32)) * 32 for side in (height, width))
     return rows, columns
 
 
