@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,7 @@ from detframe.levers import LEVERS_FILE, levers_of
 from detframe.structures import Batch, Detections
 from detframe.training.loggers import Sample, WandbLogger
 from detframe.training.task import DetectionTask
+from detframe.unfinished import unfinished
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -35,6 +38,34 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             filename="best", monitor=monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=False
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another run ended: what it kept is still to be beaten, and lies in this run's folder from now on.
+
+        Lightning forgets how good it was as soon as the folder is another, and takes whatever comes next for the best.
+        """
+        best = Path(state_dict["best_model_path"])
+        if not best.is_file():
+            state_dict = {**state_dict, "dirpath": None, "best_model_path": ""}
+        elif self.dirpath is not None and best.parent != Path(self.dirpath):
+            kept = Path(self.dirpath) / best.name
+            _copy(best, kept)
+            score = state_dict["best_model_score"]
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": str(kept),
+                "kth_best_model_path": str(kept),
+                "best_k_models": {str(kept): score},
+                "last_model_path": "",
+            }
+        super().load_state_dict(state_dict)
+
+
+@rank_zero_only
+def _copy(source: Path, target: Path) -> None:
+    with unfinished(target) as path:
+        shutil.copyfile(source, path)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -134,8 +165,9 @@ class SampleImages(Callback):
     ) -> None:
         """Keep the first images of the epoch."""
         missing = self.count - len(self._samples)
-        if trainer.is_global_zero and not trainer.sanity_checking and outputs is not None and batch is not None:
-            self._samples += samples(outputs, batch, self.min_score)[: max(missing, 0)]
+        if missing <= 0 or not trainer.is_global_zero or trainer.sanity_checking or outputs is None or batch is None:
+            return
+        self._samples += samples(outputs, batch, self.min_score)[:missing]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them."""
