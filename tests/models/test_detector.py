@@ -1,7 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detframe.boxes import pairwise_iou
@@ -93,12 +96,33 @@ def test_frozen_stages_do_not_train() -> None:
     assert detector.backbone.body.layer2[0].bn1.training  # type: ignore[union-attr, index]
 
 
+def test_a_frozen_block_is_not_another_whose_number_begins_alike() -> None:
+    body = TimmBackbone("vit_tiny_patch16_224", freeze=["blocks.1"]).body
+    frozen = {name.split(".")[2] for name, parameter in body.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"1"}
+
+
+def test_a_download_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, asked = timm.create_model, []
+
+    def offline(name: str, **options: Any) -> nn.Module:  # noqa: ANN401
+        if options.get("pretrained"):
+            asked.append(name)
+            raise FileNotFoundError("no such host")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ValueError, match=r"weights: timm's download for 'resnet18' failed \(no such host\)\. Give a"):
+        TimmBackbone("resnet18", weights="imagenet")
+    assert asked == ["resnet18"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "resnet1800"}, "no model 'resnet1800'"),
         ({"weights": "/nowhere/weights.pth"}, "no file"),
-        ({"freeze": ("layer9",)}, "no parameter begins"),
+        ({"freeze": ("layer9",)}, "no parameter lies in"),
     ],
 )
 def test_bad_arguments_say_what_and_how(options: dict[str, object], message: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -225,6 +226,13 @@ def test_torchvisions_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.class_names) == 90
     variance = found.state["backbone.body.bn1.running_var"]
     torch.testing.assert_close(1 / (variance + 1e-5).sqrt(), torch.ones(1))
+
+    def offline(url: str, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        raise URLError("no such host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"torchvision's download of Faster.*no such host.*Give a local file"):
+        read_pretrained("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ class TimmBackbone(Backbone):
             ``.pth`` file of the model (its classifier is left out); null starts from random weights.
         out_indices: Which of the model's feature stages to give, finest first. null takes those of stride 8, 16 and 32
             by the model's own word, or its last where it has none of them, as a plain vision transformer may.
-        freeze: Parameters whose name begins with one of these do not train and their batch norms keep their
-            statistics, for example ``[conv_stem, bn1, blocks.0]``. ``[""]`` freezes the whole backbone.
+        freeze: Parts of the model that do not train and whose batch norms keep their statistics, for example
+            ``[conv_stem, bn1, blocks.0]``. ``[""]`` freezes the whole backbone.
         mean: Mean of the images that the weights were trained with, RGB, 0..1; null takes the model's own from timm.
         std: Standard deviation, likewise.
         drop_path_rate: Stochastic depth of the model, 0..1.
@@ -142,17 +142,17 @@ class TimmBackbone(Backbone):
         """Switch to training, frozen batch norms excepted."""
         super().train(mode)
         for name, module in self.body.named_modules():
-            if mode and self._frozen and name and _canonical(name).startswith(self._frozen):
+            if mode and name and _is_within(name, self._frozen):
                 module.train(False)
         return self
 
     def _freeze(self) -> None:
         for prefix in self._frozen:
-            if not any(_canonical(name).startswith(prefix) for name, _ in self.body.named_parameters()):
+            if not any(_is_within(name, (prefix,)) for name, _ in self.body.named_parameters()):
                 top = sorted({name.removeprefix("model.").split(".")[0] for name, _ in self.body.named_parameters()})
-                raise ValueError(f"freeze: no parameter begins with {prefix!r}; the model has {', '.join(top)}.")
+                raise ValueError(f"freeze: no parameter lies in {prefix!r}; the model has {', '.join(top)}.")
         for name, parameter in self.body.named_parameters():
-            if self._frozen and _canonical(name).startswith(self._frozen):
+            if _is_within(name, self._frozen):
                 parameter.requires_grad_(False)
 
 
@@ -174,6 +174,11 @@ def _create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's ow
         try:
             model: nn.Module = timm.create_model(name, features_only=True, **options, **switch)
             return model
+        except OSError as error:  # of a download, which is not to be tried again with another switch
+            raise ValueError(
+                f"weights: timm's download for {name!r} failed ({' '.join(str(error).split())[:200]}). Give a local "
+                "file, or null for random weights."
+            ) from error
         except (AssertionError, IndexError, TypeError, RuntimeError) as error:
             if not switch:
                 given = list(options["out_indices"])
@@ -198,6 +203,12 @@ def _rounds_up(body: nn.Module, levels: list[Level]) -> bool:
 def _canonical(name: str) -> str:
     """A parameter's name as timm's whole model has it; extractors say ``blocks_0`` or ``model.blocks.0``."""
     return name.removeprefix("model.").replace("_", ".")
+
+
+def _is_within(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a parameter or module is one of the parts or lies in it; ``blocks.1`` does not hold ``blocks.10``."""
+    own = _canonical(name)
+    return any(part in ("", own) or own.startswith(f"{part}.") for part in parts)
 
 
 def _checkpoint_gradients(body: nn.Module, name: str) -> None:
@@ -244,9 +255,3 @@ def load_weights(body: nn.Module, path: Path) -> None:
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return float(red), float(green), float(blue)
-
-
-def weights_licence(name: str) -> str | None:
-    """Licence of timm's default weights of a model as timm records it, or None where it does not."""
-    config = timm.get_pretrained_cfg(name)
-    return config.license if config else None

@@ -152,7 +152,13 @@ def read_pretrained(source: str) -> Pretrained:
     path = Path(source)
     if not path.is_file():
         named = _torchvision_weights_named(source)
-        return from_torchvision(source, named.get_state_dict(progress=True, check_hash=True), named.value)
+        try:
+            state = named.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network; a file that is not what it should be
+            raise ValueError(
+                f"init_from: torchvision's download of {source} failed ({error}). Give a local file."
+            ) from error
+        return from_torchvision(source, state, named.value)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip and pickle each raise their own kinds
