@@ -366,3 +366,25 @@ def test_what_a_constructor_refuses_is_one_sentence() -> None:
         "it out.\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'Namespace'>"
     )
     assert short(message) == "Policy: RandomX leaves boxes behind. Take it out."
+
+
+@pytest.mark.filterwarnings("ignore")  # of W&B
+def test_each_run_has_a_folder_whatever_it_logs_to(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    from detframe.lightning_cli import folder_first
+    from detframe.training.loggers import WandbLogger
+
+    def wandb() -> WandbLogger:
+        return WandbLogger(save_dir=str(tmp_path))
+
+    for version in range(2):  # the second run does not find the first one's files
+        own, logger = folder_first(wandb())
+        assert isinstance(own, CSVLogger)
+        assert isinstance(logger, WandbLogger)
+        assert Path(own.log_dir) == tmp_path / "detframe" / f"version_{version}"
+        Path(own.log_dir).mkdir(parents=True)
+    given = [wandb(), CSVLogger(tmp_path, "named")]
+    assert folder_first(given) == given[::-1]
+    assert folder_first(given[1]) == given[1:]
+    assert folder_first([]) == []

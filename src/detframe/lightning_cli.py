@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateMonitor, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from detframe.analysis.embeddings import EmbeddingWriter
@@ -124,7 +125,10 @@ class DetframeCLI(LightningCLI):
             raise ArgumentError(None, str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - Lightning's own
-        """Build the trainer, without the callbacks that it refuses where checkpoints or loggers are switched off."""
+        """Build the trainer, without the callbacks that it refuses where checkpoints or loggers are switched off.
+
+        Each run has a folder of its own, whatever it logs to.
+        """
         # The last of the defaults: it reads what they write.
         self.trainer_defaults["callbacks"].append(self._get(self.config_init, "evidence"))
         options = self._get(self.config_init, "trainer")
@@ -132,6 +136,8 @@ class DetframeCLI(LightningCLI):
             self.save_config_callback = None  # there is no folder of the run's own
             defaults = self.trainer_defaults["callbacks"]
             defaults[:] = [callback for callback in defaults if not isinstance(callback, LearningRateMonitor)]
+        elif isinstance(options.get("logger"), Logger | list):
+            kwargs["logger"] = folder_first(options.logger)
         if options.get("enable_checkpointing") is False:
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in ("best_checkpoint", "last_checkpoint")]
@@ -217,6 +223,20 @@ def run(arguments: list[str]) -> int:
     ) as error:
         return refusal(str(error))
     return 0
+
+
+def folder_first(loggers: Logger | list[Logger]) -> list[Logger]:
+    """Loggers in an order that gives a run a folder: Lightning takes it from the first, if that is one of files.
+
+    Of others it takes the folder of all their runs, where the second would find the first one's files. Where none is of
+    files, there is a ``CSVLogger`` besides.
+    """
+    given = [loggers] if isinstance(loggers, Logger) else loggers
+    of_files = [logger for logger in given if isinstance(logger, CSVLogger | TensorBoardLogger)]
+    others = [logger for logger in given if logger not in of_files]
+    if others and not of_files:
+        of_files = [CSVLogger(others[0].save_dir or "runs", name="detframe")]
+    return [*of_files, *others]
 
 
 def keep_freed_memory() -> None:
