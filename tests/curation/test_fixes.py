@@ -37,6 +37,16 @@ def test_a_line_that_was_cut_off_loses_no_other(tmp_path: Path) -> None:
     assert read_fixes([path]) == [fix(0), fix(1)]
 
 
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "fixes.jsonl"
+    append_fix(fix(0), path)
+    append_fix(fix(1, suggestion="s2"), path)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as an editor leaves it
+    assert len(read_fixes([path])) == 2
+    append_fix(fix(2, suggestion="s3"), path)
+    assert [one.id for one in read_fixes([path])] == ["s1", "s2", "s3"]
+
+
 def test_a_line_that_is_no_fix_is_named(tmp_path: Path) -> None:
     path = tmp_path / "fixes.jsonl"
     append_fix(fix(0), path)

@@ -52,8 +52,13 @@ def append_fixes(fixes: Iterable[Fix], path: Path) -> None:
     with path.open("ab+") as file:
         file.seek(0)
         content = file.read()
-        if not content.endswith(b"\n"):  # half a line: a writer was killed in it
-            file.truncate(content.rfind(b"\n") + 1)
+        last = content.rfind(b"\n") + 1
+        if content[last:]:
+            try:
+                json.loads(content[last:])
+                file.write(b"\n")  # a whole line: an editor left it without its end
+            except ValueError:  # half a line: a writer was killed in it
+                file.truncate(last)
         file.write("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
