@@ -64,6 +64,17 @@ def test_the_last_decision_stands_and_undo_takes_it_back() -> None:
     assert standing([fix(0), fix(1, "undo"), fix(2, "edit")]) == {"s1": fix(2, "edit")}
 
 
+def test_undo_takes_back_ones_own_decision_alone() -> None:
+    mine, theirs, taken_back = fix(0), fix(1, "reject", "bob"), fix(2, "undo", "bob")
+    assert standing([mine, theirs]) == {"s1": theirs}
+    assert standing([mine, theirs, taken_back]) == {"s1": mine}
+    assert list(standing([mine, theirs, fix(2, suggestion="s2"), fix(3, "undo", "bob")])) == ["s1", "s2"]
+    assert standing([mine, theirs, taken_back, fix(3, "undo")]) == {}
+    assert standing([mine, fix(1, "skip", "bob")]) == {"s1": mine}  # to leave it for later is no decision
+    assert standing([fix(0, "reject", "detframe"), mine, fix(1, "undo")]) == {}  # what a person said goes before
+    assert disagreements([fix(0, "reject", "detframe"), mine]) == []
+
+
 def test_two_people_disagree_where_their_labels_differ(tmp_path: Path) -> None:
     mine, theirs = tmp_path / "mine.jsonl", tmp_path / "theirs.jsonl"
     for one in (fix(0), fix(2, suggestion="s2"), fix(4, suggestion="s3")):

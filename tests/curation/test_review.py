@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from detframe.cli import main
+from detframe.curation import mending
 from detframe.curation.fixes import append_fix, read_fixes, standing
 from detframe.curation.review.routes import MOST_BYTES, Request, Response, respond
 from detframe.curation.review.server import ReviewServer
@@ -276,6 +277,18 @@ def test_two_people_share_a_file_and_their_disagreement_is_known(queue: Path, se
     assert state["mine"] == []  # what bob decided last is his to take back
 
 
+def test_after_undo_the_page_says_what_apply_follows(session: Session, queue: Path) -> None:
+    other = open_session(queue, None, session.out, "bob")
+    decide(session, "missing", "accept")
+    decide(other, "missing", "reject")
+    decide(other, "missing", "undo")
+    (followed,) = mending.decided(read_fixes([session.out]), latest_wins=False)
+    assert (followed.who, followed.decision) == ("ada", "accept")
+    said = state_of(other)["decisions"]["missing"]
+    assert (said["who"], said["decision"]) == ("ada", "accept")
+    assert state_of(session)["mine"] == ["missing"]
+
+
 def test_many_threads_write_whole_lines(session: Session) -> None:
     threads = [
         threading.Thread(target=decide, args=(session, identity, decision))
@@ -397,7 +410,7 @@ def test_ctrl_c_ends_with_a_summary(queue: Path, data: Path) -> None:
     code, out, err = command.end(signal.SIGINT)
     assert (code, err) == (0, "")
     assert "ada, this time: 2 accept, 1 skip\nIn all: 2 of 4 decided, 2 left; 2 accept, 1 skip\n" in out
-    assert "ada and bob disagree about 1 suggestion, where the last decision counts: " in out
+    assert "ada and bob disagree about 1 suggestion; let one of them decide again, as `detframe apply` " in out
     assert "missing (bob reject, ada accept)" in out
     assert f"  detframe apply {fixes} --data {data} --out NEW\n" in out
 

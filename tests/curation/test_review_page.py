@@ -139,6 +139,17 @@ def test_a_key_decides_and_the_next_suggestion_is_there(review: Review) -> None:
     assert review.shown == second
 
 
+def test_undo_leaves_the_decision_of_another(review: Review, queue: tuple[Path, Queue]) -> None:
+    first = review.shown
+    other = open_session(queue[0], None, review.fixes, "bob")
+    other.decide(first.id, "accept", None)
+    review.open()
+    review.press("ArrowLeft r u")
+    assert review.shown == first
+    assert review.text("standing") == "Decided: accept, by bob."
+    assert review.text("progress") == "1 of 12 decided"
+
+
 def test_a_key_that_is_held_decides_once(review: Review) -> None:
     review.page.key_down("a")
     review.page.wait(f"document.body.dataset.shown === {review.suggestions[1].id!r}")

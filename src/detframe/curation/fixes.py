@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -21,13 +22,16 @@ Decision = Literal["accept", "reject", "edit", "ambiguous", "skip", "undo"]
 
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
+NOBODY = "detframe"
+"""Who decides where nobody looked."""
+
 
 class Fix(NamedTuple):
     """One decision about one suggestion."""
 
     id: str  # of the suggestion
     decision: Decision
-    who: str  # reviewer, or "detframe" where nobody looked
+    who: str  # reviewer, or NOBODY
     when: str  # ISO 8601, UTC
     kind: Kind
     reason: str  # why it was suggested, in words
@@ -84,23 +88,45 @@ def read_fixes(paths: Iterable[Path]) -> list[Fix]:
     return sorted(fixes, key=lambda fix: fix.when)
 
 
-def standing(fixes: Iterable[Fix]) -> dict[str, Fix]:
-    """The last decision about each suggestion, by its id, without those that were taken back."""
-    last: dict[str, Fix] = {}
+def of_people(fixes: Iterable[Fix]) -> dict[str, dict[str, Fix]]:
+    """The last decision of each person about each suggestion, by id and person, without those that were taken back.
+
+    What nobody looked at is left out where a person said anything, and be it that a decision is taken back.
+
+    Args:
+        fixes: In order of time.
+    """
+    fixes = list(fixes)
+    looked_at = {fix.id for fix in fixes if fix.who != NOBODY}
+    of_each: dict[str, dict[str, Fix]] = defaultdict(dict)
     for fix in fixes:
-        last.pop(fix.id, None)  # so that the order is that of the last decisions
-        if fix.decision != "undo":
-            last[fix.id] = fix
-    return last
+        people = of_each[fix.id]
+        people.pop(fix.who, None)  # so that the order is that of the last decisions
+        if fix.decision != "undo" and not (fix.who == NOBODY and fix.id in looked_at):
+            people[fix.who] = fix
+    return of_each
+
+
+def standing(fixes: Iterable[Fix]) -> dict[str, Fix]:
+    """The decision that counts about each suggestion, by its id, in order of time.
+
+    It is the last one that is not taken back, whoever took it; that it is left for later only where nobody decided.
+
+    Args:
+        fixes: In order of time.
+    """
+    last: list[Fix] = []
+    for people in of_people(fixes).values():
+        left = list(people.values())
+        last += [fix for fix in left if fix.decision != "skip"][-1:] or left[-1:]
+    return {fix.id: fix for fix in sorted(last, key=lambda fix: fix.when)}
 
 
 def disagreements(fixes: Iterable[Fix]) -> list[tuple[Fix, Fix]]:
-    """Pairs of standing decisions of two people about one suggestion that do not lead to the same label."""
-    of_each: dict[str, dict[str, Fix]] = {}
-    for fix in fixes:
-        people = of_each.setdefault(fix.id, {})
-        people.pop(fix.who, None)
-        if fix.decision not in ("undo", "skip"):
-            people[fix.who] = fix
-    decisions = [list(people.values()) for people in of_each.values()]
+    """Pairs of standing decisions of two people about one suggestion that do not lead to the same label.
+
+    Args:
+        fixes: In order of time.
+    """
+    decisions = [[fix for fix in people.values() if fix.decision != "skip"] for people in of_people(fixes).values()]
     return [(mine[0], other) for mine in decisions for other in mine[1:] if other.after != mine[0].after]

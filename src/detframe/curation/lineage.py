@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detframe import __version__
-from detframe.curation.mending import NOBODY, STATES, Outcome
+from detframe.curation.fixes import NOBODY
+from detframe.curation.mending import STATES, Outcome
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.sources import LINEAGE_FILE
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from detframe.curation.fixes import Fix, disagreements
+from detframe.curation.fixes import NOBODY, Fix, disagreements, standing
 from detframe.curation.labels import overlaps, same_box, same_label, shown
 from detframe.data.annotations import DataError
 from detframe.data.label_queue import Label, Queue
 from detframe.listing import below
-
-NOBODY = "detframe"
-"""Who decides where nobody looked."""
 
 State = Literal["applied", "already", "kept", "left", "refused"]
 """The label was mended; it is so already; it was found right; nothing is decided; it cannot be applied."""
@@ -61,8 +57,7 @@ def decided(fixes: Sequence[Fix], latest_wins: bool) -> list[Fix]:
     Raises:
         DataError: Two people disagree, and the later is not to be followed; the message names them.
     """
-    people = [fix for fix in fixes if fix.who != NOBODY]
-    pairs = disagreements(people)
+    pairs = disagreements(fixes)
     if pairs and not latest_wins:
         named = [
             f"{one.file_name}, {one.kind}: {one.who} says {_said(one)}, {other.who} says {_said(other)}"
@@ -72,8 +67,7 @@ def decided(fixes: Sequence[Fix], latest_wins: bool) -> list[Fix]:
             f"{len(pairs)} decisions differ between reviewers. Let one of them decide again, or follow the later with "
             f"--latest_wins.{below(named, _NAMED)}"
         )
-    about = {fix.id for fix in people}
-    return [*_last(people), *_last(fix for fix in fixes if fix.who == NOBODY and fix.id not in about)]
+    return sorted(standing(fixes).values(), key=lambda fix: fix.who == NOBODY)
 
 
 def unreviewed(queue: Queue, least: float, fixes: Iterable[Fix], when: str, digests: dict[str, str]) -> list[Fix]:
@@ -146,22 +140,6 @@ def merged(before: Label, one: Label | None, other: Label | None) -> Label | Non
 
 def _said(fix: Fix) -> str:
     return f"{fix.decision} ({'no label' if fix.after is None else shown(fix.after)})"
-
-
-def _last(fixes: Iterable[Fix]) -> list[Fix]:
-    """The last decision about each suggestion; that it is left for later only where nobody decided."""
-    of_each: dict[str, dict[str, Fix]] = defaultdict(dict)
-    for fix in fixes:
-        people = of_each[fix.id]
-        people.pop(fix.who, None)
-        if fix.decision != "undo":
-            people[fix.who] = fix
-    standing = [
-        max(people.values(), key=lambda fix: (fix.decision != "skip", fix.when))
-        for people in of_each.values()
-        if people
-    ]
-    return sorted(standing, key=lambda fix: fix.when)
 
 
 def _follow(slots: list[_Slot], fix: Fix, earlier: frozenset[str]) -> Outcome:

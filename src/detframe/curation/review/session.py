@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from detframe.curation.fixes import Decision, Fix, append_fix, read_fixes, standing
+from detframe.curation.fixes import Decision, Fix, append_fix, of_people, read_fixes, standing
 from detframe.curation.labels import labels_of_image, same_box
 from detframe.data.annotations import AnnotationIndex, DataError, file_digest
 from detframe.data.images import ImageError, image_size, read_image, web_media_type
@@ -127,10 +127,7 @@ class Session:
         """
         fixes = self.fixes()
         last = standing(fixes)
-        by_person: dict[str, dict[str, Fix]] = {}
-        for fix in fixes:
-            by_person.setdefault(fix.who, {})[fix.id] = fix
-        others = [fix for who, theirs in by_person.items() if who != self.who for fix in theirs.values()]
+        others = [fix for people in of_people(fixes).values() for who, fix in people.items() if who != self.who]
         return {
             "who": self.who,
             "data": self.queue.data,
@@ -151,8 +148,9 @@ class Session:
                 fix.id: {"decision": fix.decision, "who": fix.who, "after": json_of_label(fix.after)}
                 for fix in last.values()
             },
-            "others": [
-                {"id": fix.id, "who": fix.who, "decision": fix.decision} for fix in others if fix.decision != "undo"
+            "others": [  # of one suggestion in order of time
+                {"id": fix.id, "decision": fix.decision, "who": fix.who, "after": json_of_label(fix.after)}
+                for fix in others
             ],
             "mine": [fix.id for fix in last.values() if fix.who == self.who],  # the order that undo goes back in
         }

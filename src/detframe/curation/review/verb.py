@@ -15,8 +15,7 @@ from shlex import quote
 
 from rich.console import Console
 
-from detframe.curation.fixes import DECISIONS, Fix, disagreements, standing
-from detframe.curation.mending import NOBODY
+from detframe.curation.fixes import DECISIONS, NOBODY, Fix, disagreements, standing
 from detframe.curation.review.server import ReviewServer
 from detframe.curation.review.session import Session, open_session
 from detframe.data.annotations import DataError
@@ -147,5 +146,6 @@ def _print_disagreements(console: Console, fixes: Iterable[Fix]) -> None:
     named = [f"{one.id} ({one.who} {one.decision}, {other.who} {other.decision})" for one, other in pairs]
     noun = "suggestion" if len(pairs) == 1 else "suggestions"
     console.print(
-        f"{' and '.join(people)} disagree about {len(pairs)} {noun}, where the last decision counts: {in_a_row(named)}"
+        f"{' and '.join(people)} disagree about {len(pairs)} {noun}; let one of them decide again, as `detframe apply` "
+        f"follows the last decision with --latest_wins alone: {in_a_row(named)}"
     )
