@@ -213,6 +213,67 @@ def test_a_result_taken_back_twice_is_written_once(tmp_path: Path, capsys: pytes
     assert out.read_bytes() == first
 
 
+def drawn_box(xtl: str) -> ET.Element:
+    return ET.Element("box", {"label": "nut", "xtl": xtl, "ytl": "2.00", "xbr": "95.00", "ybr": "12.00"})
+
+
+def test_a_later_result_replaces_what_nobody_suggested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, sent, _ = handed_over(tmp_path, "cvat")
+    _, second, third = labels(data)["sub/b c.png"]
+
+    def result(moved_to: str, label: str, *drawn: str) -> Path:
+        def annotate(root: ET.Element) -> None:
+            image = root.findall("image")[1]
+            image.findall("box")[1].set("xbr", moved_to)
+            image.findall("box")[2].set("label", label)
+            image.extend(map(drawn_box, drawn))
+
+        return edit_cvat(cvat_export(sent), annotate)
+
+    def take_back(path: Path, who: str = "ada") -> dict[str, Any]:
+        capsys.readouterr()
+        command = ["take-back", str(sent), str(path), "--out", str(tmp_path / "f.jsonl"), "--who", who, "--json"]
+        assert main(command) == 0
+        counts: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return counts
+
+    def applied(name: str) -> list[Label]:
+        command = ["apply", str(tmp_path / "f.jsonl"), "--data", str(data), "--out", str(tmp_path / name)]
+        assert main(command) == 0
+        return labels(tmp_path / name)["sub/b c.png"][1:]
+
+    moved = [second._replace(box=(*second.box[:2], x2, second.box[3])) for x2 in (58.0, 57.0)]
+    added = [Label((x1, 2.0, 95.0, 12.0), "nut") for x1 in (80.0, 81.5)]
+    assert take_back(result("58.00", "bolt", "80.00"))["decisions"] == {"edit": 3}
+    assert applied("v2") == [moved[0], third._replace(class_name="bolt"), added[0]]
+    # Moved again, put back, and moved again.
+    later = result("57.00", third.class_name, "81.50")
+    counts = take_back(later)
+    assert (counts["decisions"], counts["known"]) == ({"undo": 3, "edit": 2}, 0)
+    assert applied("v3") == [moved[1], third, added[1]]
+    written = (tmp_path / "f.jsonl").read_bytes()
+    counts = take_back(later)
+    assert (counts["decisions"], counts["known"]) == ({}, 2)
+    assert (tmp_path / "f.jsonl").read_bytes() == written
+    # Deleted again, and once more as it was at first; what another says takes nothing of it back.
+    assert take_back(result("57.00", third.class_name))["decisions"] == {"undo": 1}
+    assert applied("v4") == [moved[1], third]
+    assert take_back(result("57.00", third.class_name, "80.00"))["decisions"] == {"edit": 1}
+    assert take_back(result("57.00", third.class_name), "bob")["decisions"] == {"edit": 1}
+    assert applied("v5") == [moved[1], third, added[0]]
+
+
+def test_a_result_of_another_hand_over_takes_nothing_back(tmp_path: Path) -> None:
+    _, sent, _ = handed_over(tmp_path, "cvat")
+    out, second = tmp_path / "f.jsonl", tmp_path / "second"
+    result = edit_cvat(cvat_export(sent), lambda root: root.findall("image")[0].append(drawn_box("80.00")))
+    assert main(["take-back", str(sent), str(result), "--out", str(out), "--who", "ada"]) == 0
+    written = out.read_bytes()
+    assert main(["hand-over", str(tmp_path / "queue.jsonl"), "--out", str(second), "--most", "1"]) == 0
+    assert main(["take-back", str(second), str(cvat_export(second)), "--out", str(out), "--who", "ada"]) == 0
+    assert out.read_bytes() == written
+
+
 def test_label_studio_says_who_finished_what(tmp_path: Path) -> None:
     _, sent, suggestions = handed_over(tmp_path, "label-studio")
     path = label_studio_export(sent)
@@ -307,7 +368,7 @@ def test_every_box_comes_back_with_its_id_and_names(tool: Tool, sent: Sent) -> N
                 assert (label.class_name, label.ignore) == (box.drawn.class_name, box.drawn.ignore)
                 assert np.abs(np.subtract(label.box, box.drawn.box)).max() <= 0.01
             # So nothing is a decision, and nothing was changed.
-            assert decisions(one, "train", "ada", "now", tool, True) == ([], 0)
+            assert decisions(one, "train", "ada", "now", tool, "sent", True) == ([], 0)
 
 
 def test_a_copy_made_in_the_tool_is_another_box(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from detframe.curation.fixes import Decision, Fix
@@ -18,7 +18,9 @@ class Returned(NamedTuple):
     undecided: int
 
 
-def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: str, all_seen: bool) -> Returned:
+def decisions(
+    returned: ReturnedImage, split: str, who: str, when: str, tool: str, hand_over: str, all_seen: bool
+) -> Returned:
     """What came back of an image, as decisions.
 
     A box that was changed is a decision, and so is an answer. A box that is as it was drawn says that it is right where
@@ -30,6 +32,7 @@ def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: st
         who: Reviewer.
         when: ISO 8601, UTC.
         tool: In words, for the reason of what nobody suggested.
+        hand_over: What tells the hand-over from others, for the id of what nobody suggested.
         all_seen: A person has finished every image.
     """
     image, seen = returned.image, returned.seen or all_seen
@@ -56,7 +59,7 @@ def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: st
 
     def unasked(before: Label | None, after: Label | None, key: int | None) -> Fix:
         kind = _kind(before, after)
-        name = suggestion_id(kind, image.file_name, before, after)
+        name = change_id(hand_over, kind, image.file_name, before, after)
         about = Suggestion(
             name, kind, image.image_id, image.file_name, key, before, after, 1.0, 0.0, f"changed in {tool}"
         )
@@ -80,6 +83,38 @@ def decisions(returned: ReturnedImage, split: str, who: str, when: str, tool: st
     known = {place for place in of_sent if place is not None}
     fixes += [unasked(None, back.label, None) for place, back in enumerate(returned.boxes) if place not in known]
     return Returned(fixes, undecided)
+
+
+def withdrawn(
+    found: Iterable[Fix], known: Iterable[Fix], back: Collection[tuple[str, str]], hand_over: str, when: str
+) -> list[Fix]:
+    """That changes are taken back which nobody suggested, and which are not in the result any more.
+
+    A box that was moved once more is another such change, and one that was put back is none: neither replaces what an
+    earlier result of the hand-over said.
+
+    Args:
+        found: Decisions of the result.
+        known: Those that were taken before, in order of time.
+        back: File name and reviewer of the images in the result.
+        hand_over: What tells the hand-over from others, whose changes of the same images stay.
+        when: ISO 8601, UTC.
+    """
+    still = {(fix.id, fix.who) for fix in found}
+    last = {(fix.id, fix.who): fix for fix in known}
+    return [
+        fix._replace(decision="undo", when=when, after=fix.before)
+        for one, fix in last.items()
+        if fix.decision != "undo"
+        and one not in still
+        and (fix.file_name, fix.who) in back
+        and fix.id == change_id(hand_over, fix.kind, fix.file_name, fix.before, fix.after)
+    ]
+
+
+def change_id(hand_over: str, kind: Kind, file_name: str, before: Label | None, after: Label | None) -> str:
+    """Of a change that nobody suggested: the same in each result of a hand-over, and another in those of others."""
+    return suggestion_id(kind, f"{hand_over} {file_name}", before, after)
 
 
 def pair(sent: Sequence[SentBox], returned: Sequence[ReturnedBox]) -> list[int | None]:

@@ -122,13 +122,18 @@ def write_sent(sent: Sent, folder: Path) -> None:
     (folder / SENT_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
+def record_file(folder: Path) -> Path:
+    """The record of a folder that was handed over, which may be named itself."""
+    return folder / SENT_FILE if folder.is_dir() else folder
+
+
 def read_sent(folder: Path) -> Sent:
     """Read the record of a folder that was handed over.
 
     Raises:
         DataError: There is none, or it is broken.
     """
-    path = folder / SENT_FILE if folder.is_dir() else folder
+    path = record_file(folder)
     cure = "Name the folder that `detframe hand-over` wrote."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

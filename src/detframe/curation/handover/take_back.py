@@ -17,10 +17,10 @@ from detframe.curation.fixes import Fix, append_fixes, read_fixes
 from detframe.curation.handover.coco import read_coco_file
 from detframe.curation.handover.cvat import read_cvat
 from detframe.curation.handover.label_studio import read_label_studio
-from detframe.curation.handover.returning import decisions, pair
-from detframe.curation.handover.sent import ReturnedImage, Sent, read_sent
+from detframe.curation.handover.returning import decisions, pair, withdrawn
+from detframe.curation.handover.sent import ReturnedImage, Sent, read_sent, record_file
 from detframe.curation.labels import same_label
-from detframe.data.annotations import DataError
+from detframe.data.annotations import DataError, file_digest
 from detframe.refusals import refuse
 
 _TOOLS = {"cvat": "CVAT", "label-studio": "Label Studio", "coco": "another tool"}
@@ -41,7 +41,8 @@ def take_back(
     A suggestion is decided by the answer that was chosen in the tool, or by what was done to its box: what is as
     suggested is accepted, what is as labelled is rejected, and anything else is an edit. A box that was left as it was
     drawn, without an answer, decides nothing, unless its image is finished: submitted in Label Studio, or --all_seen.
-    Changes that nobody suggested become decisions too.
+    Changes that nobody suggested become decisions too; those of an earlier result that this one has no longer are taken
+    back, with `undo`.
 
     Boxes that are the same to 0.01 px are taken as they were handed over, to the last digit.
 
@@ -58,15 +59,19 @@ def take_back(
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=json)
     try:
         record = read_sent(sent)
+        hand_over = file_digest(record_file(sent)).hex()
         returned = read_result(result, record)
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        found, undecided = [], 0
+        found, back, undecided = [], set(), 0
         for image in returned:
             person = image.who or who or record.tool
-            one = decisions(image, record.split, person, when, _TOOLS[record.tool], all_seen)
+            one = decisions(image, record.split, person, when, _TOOLS[record.tool], hand_over, all_seen)
             found += one.fixes
+            back.add((image.image.file_name, person))
             undecided += one.undecided
-        new = _unknown(found, read_fixes([out]) if out.exists() else [])
+        known = read_fixes([out]) if out.exists() else []
+        taken = _unknown(found, known)
+        new = withdrawn(found, known, back, hand_over, when) + taken
         if new:
             append_fixes(new, out)
     except DataError as error:
@@ -76,7 +81,7 @@ def take_back(
         return 2
     by_decision = dict(Counter(fix.decision for fix in new))
     away = len(record.images) - len({image.image.name for image in returned})
-    counts = {"decisions": by_decision, "known": len(found) - len(new), "undecided": undecided, "images_away": away}
+    counts = {"decisions": by_decision, "known": len(found) - len(taken), "undecided": undecided, "images_away": away}
     if json:
         print(dumps({"out": str(out), **counts}))
         return 0
