@@ -158,6 +158,62 @@ def test_yolo_keeps_polygons_and_needs_no_notes(tmp_path: Path, capsys: pytest.C
     assert "leaves the image of 100 x 50" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("train", "val"), [("images/all", "images/all"), ("images/all", "val.txt"), ("images/all", "images/../images/link")]
+)
+def test_yolo_splits_may_share_text_files(train: str, val: str, tmp_path: Path) -> None:
+    data, new = tmp_path / "data", tmp_path / "new"
+    for folder in ("images/all", "labels/all"):
+        (data / folder).mkdir(parents=True)
+    for folder in ("images", "labels"):
+        (data / folder / "link").symlink_to("all")
+    (data / "val.txt").write_text("images/all/x.png\n")
+    (data / "data.yaml").write_text(f"train: {train}\nval: {val}\nnames: [cat, dog]\n")
+    for number, name in enumerate("xy"):
+        Image.new("RGB", (100, 50), (number, 0, 0)).save(data / f"images/all/{name}.png")
+        (data / f"labels/all/{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.2 0.5 0.2 0.2\n")
+    other = next(name for name in labels(data, "val") if name.endswith("x.png"))
+    cat, dog = labels(data)["x.png"]
+    fixes = [
+        fix_of(data, "x.png", cat, cat._replace(class_name="dog")),
+        fix_of(data, other, dog, None, kind="spurious", split="val"),
+        fix_of(data, other, cat, cat._replace(class_name="dog"), split="val"),  # as is decided in train
+        fix_of(data, other, None, Label((1.0, 2.0, 30.0, 40.0), "cat"), kind="missing", split="val"),
+    ]
+    assert run(save_fixes(tmp_path / "f.jsonl", *fixes), "--data", data, "--out", new) == 0
+    written = "1 0.5 0.5 0.2 0.2\n0 0.15500000 0.42000000 0.29000000 0.76000000\n"
+    assert (new / "labels/all/x.txt").read_text() == written
+    assert [label.class_name for label in labels(new)["x.png"]] == ["dog", "cat"]
+    assert labels(new, "val")[other] == labels(new)["x.png"]
+    assert labels(new)["y.png"] == [cat, dog]
+
+
+def test_voc_lists_may_overlap(make: Make, tmp_path: Path) -> None:
+    data, new, name = make("voc"), tmp_path / "new", "sub/b c.png"
+    with (data / "ImageSets/Main/val.txt").open("a") as file:
+        file.write("sub/b c\n")
+    nut, bolt, ring = labels(data)[name]
+    fixes = [
+        fix_of(data, name, nut, nut._replace(class_name="bolt")),
+        fix_of(data, name, ring, None, kind="spurious", split="val"),
+    ]
+    assert run(save_fixes(tmp_path / "f.jsonl", *fixes), "--data", data, "--out", new) == 0
+    assert labels(new)[name] == labels(new, "val")[name] == [nut._replace(class_name="bolt"), bolt]
+
+
+def test_coco_splits_of_one_file_are_refused(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, new, config = make("coco"), tmp_path / "new", tmp_path / "config.yaml"
+    config.write_text(json.dumps({"data": {"root": str(data), "train": "train.json", "val": "train.json"}}))
+    nut = labels(data)[A][0]
+    fixes = [fix_of(config, A, nut, nut._replace(class_name="bolt"), split=split) for split in ("train", "val")]
+    path = save_fixes(tmp_path / "f.jsonl", *fixes)
+    assert run(path, "--data", config, "--out", new) == 2
+    assert "train.json: is both train and val, and a new version has a file for each split" in capsys.readouterr().err
+    assert not list(tmp_path.glob("new*"))
+    assert run(path, "--data", data / "train.json", "--out", new) == 0
+    assert labels(new)[A][0].class_name == "bolt"
+
+
 def test_lineage_says_what_of_what_and_by_whom(make: Make, tmp_path: Path) -> None:
     data, new = make("coco"), tmp_path / "new"
     fixes = save_fixes(tmp_path / "f.jsonl", *five(data))

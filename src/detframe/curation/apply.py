@@ -148,13 +148,15 @@ def _apply(
 def resolve(fixes: Sequence[Fix], parent: Parent) -> tuple[Edits, list[Outcome]]:
     """What decisions come to in a data set: its changes, and what became of each decision.
 
+    Splits may share an image with the file of its labels; what is decided in one of them is then changed in all.
+
     Args:
         fixes: Those that stand, in order.
         parent: The data set.
     """
     places = _places(parent)
     earlier = applied_before(parent.data)
-    of_image: dict[Image, list[Fix]] = defaultdict(list)
+    of_labels: dict[tuple[Image, ...], list[Fix]] = defaultdict(list)  # by the images that have them
     outcomes = []
     for fix in fixes:
         image, reason = _find(fix, places, parent)
@@ -162,11 +164,14 @@ def resolve(fixes: Sequence[Fix], parent: Parent) -> tuple[Edits, list[Outcome]]
         if image is None or reason:
             outcomes.append(Outcome(fix, "refused", reason))
         else:
-            of_image[image].append(fix)
+            file = _file_of_labels(image, parent)
+            alike = places[fix.image_sha256]
+            of_labels[tuple(other for other in alike if _file_of_labels(other, parent) == file)].append(fix)
     edits: dict[str, dict[int, list[Edit]]] = defaultdict(dict)
-    for image, found in of_image.items():
-        labels = labels_of_image(parent.splits[image.split], image.place)
-        edits[image.split][image.place], results = mend(labels, found, earlier)
+    for images, found in of_labels.items():
+        for image in images:
+            labels = labels_of_image(parent.splits[image.split], image.place)
+            edits[image.split][image.place], results = mend(labels, found, earlier)
         outcomes += results
     return edits, outcomes
 
@@ -218,11 +223,9 @@ def _find(fix: Fix, places: Mapping[str, list[Image]], parent: Parent) -> tuple[
 
 
 def _file_of_labels(image: Image, parent: Parent) -> tuple[Path, int | str]:
-    """What tells the labels of two images apart: an XML file may be in two lists, and is then one."""
+    """What tells the labels of two images apart: an XML or text file may be in two splits, and is then one."""
     index = parent.splits[image.split]
-    if index.annotation_files:
-        return index.annotation_files[image.place], ""
-    return index.source, image.place
+    return index.annotation_file(image.place).resolve(), "" if index.annotation_files else image.place
 
 
 def _objection(fix: Fix, index: AnnotationIndex, image: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from detframe.curation.mending import Edit
 from detframe.curation.rewriting.files import Edits, Version, top_folder
-from detframe.data.annotations import AnnotationIndex
+from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.label_queue import Label
 
 _IGNORE_FIELDS = ("iscrowd", "ignore", "difficult")
@@ -29,7 +29,17 @@ def write_coco_version(indices: Mapping[str, AnnotationIndex], edits: Edits, dat
         edits: Changes of their labels.
         data: The folder or file that they were read from.
         version: Where to.
+
+    Raises:
+        DataError: Two splits are one file, which a folder could not say.
     """
+    names: dict[Path, str] = {}
+    for split, index in indices.items():
+        if names.setdefault(index.source, split) != split:
+            raise DataError(
+                f"{index.source}: is both {names[index.source]} and {split}, and a new version has a file for each "
+                "split. Name this file with --data; the decisions are about its images, whatever their split."
+            )
     root = data if data.is_dir() else Path(os.path.commonpath([index.source.parent for index in indices.values()]))
     folders = set()
     for split, index in indices.items():

@@ -26,13 +26,10 @@ def write_voc_version(indices: Mapping[str, AnnotationIndex], edits: Edits, root
         root: The folder that they were read from.
         version: Where to.
     """
-    written = set()
     for split, index in indices.items():
         for image, changes in edits.get(split, {}).items():
-            source = index.annotation_file(image)
-            if changes and source not in written:  # it may be in two lists
-                written.add(source)
-                version.write(source.relative_to(root), _edited(index, image, changes))
+            if changes:
+                version.write(index.annotation_file(image).relative_to(root), _edited(index, image, changes))
     version.copy_tree(root / "Annotations", Path("Annotations"))
     version.copy_tree(root / "ImageSets", Path("ImageSets"))
     for file in files_below(root / "JPEGImages"):
