@@ -17,6 +17,7 @@ from detframe.analysis.evidence import examine
 from detframe.analysis.gate import read_gate
 from detframe.analysis.prediction_table import rows_of_table
 from detframe.cli import main
+from detframe.data.annotations import DataError
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +195,42 @@ def test_what_a_gate_cannot_ask_is_said_before_the_long_part(
         error = capsys.readouterr().err
         assert words in error
         assert len(error.splitlines()) == 1
+
+
+def test_the_margin_of_the_gate_goes_before_that_of_the_option(detected: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text("margins: {'ap/*': 0.05, '*': 0.03}\n")
+    options = ("--gate", str(tmp_path / "gate.yaml"), "--margin", "0.02", "--measured", "0")
+    figures = compare(detected[1], detected[1], detected[0], tmp_path / "out", *options)
+    margins = {line["name"]: line["margin"] for line in figures["lines"]}
+    assert margins["map"] == 0.03
+    assert {margin for name, margin in margins.items() if name.startswith("ap/")} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("margins: 0.01", 'margins is 0.01. Write it like {map: 0.01, "ap/*": 0.03}.'),
+        ("margins: [map]", "margins is ['map']. Write it like"),
+        ("margins: 0", "margins is 0. Write it like"),
+        ("must_improve: map", "must_improve is 'map'. Write it like [map]."),
+        ("must_improve: {map: 0.01}", "must_improve is {'map': 0.01}. Write it like [map]."),
+        ("must_pass: 5", "must_pass is 5. Write it like [a.jpg], or the name of a JSON file with such a list."),
+        ("must_pass: {image: a.jpg}", "must_pass is {'image': 'a.jpg'}. Write it like"),
+    ],
+)
+def test_a_gate_of_other_types_is_refused_by_key(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError) as raised:
+        read_gate(path)
+    assert str(raised.value).startswith(f"{path}: {words}")
+
+
+def test_a_file_of_what_must_pass_is_a_list(tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text("must_pass: listed.json")
+    (tmp_path / "listed.json").write_text('{"image": "a.jpg"}')
+    with pytest.raises(DataError, match=r"listed\.json: is no list"):
+        read_gate(tmp_path / "gate.yaml")
 
 
 def test_an_empty_gate_asks_nothing(tmp_path: Path) -> None:

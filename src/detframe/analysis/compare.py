@@ -92,7 +92,7 @@ def compare(
                 evaluations[0],
                 evaluations[1],
                 chosen,
-                {**asked.margins, "*": margin},
+                {**asked.margins, "*": asked.margins.get("*", margin)},
                 of_images,
                 replicates,
                 seed,

@@ -62,6 +62,13 @@ def read_gate(path: Path) -> Gate:
     unknown = [key for key in content if key not in _KEYS] if isinstance(content, dict) else [str(content)]
     if unknown:
         raise DataError(f"{path}: has {unknown[0]!r}; a gate has {', '.join(_KEYS)}.")
+    for key, kind, such in (
+        ("margins", dict, '{map: 0.01, "ap/*": 0.03}'),
+        ("must_improve", list, "[map]"),
+        ("must_pass", (list, str), "[a.jpg], or the name of a JSON file with such a list"),
+    ):
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            raise DataError(f"{path}: {key} is {content[key]!r}. Write it like {such}.")
     margins = content.get("margins") or {}
     wrong = [name for name, value in margins.items() if not _is_number(value) or value < 0]
     if wrong:
@@ -76,6 +83,8 @@ def read_gate(path: Path) -> Gate:
             asked = json.loads(listed.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{listed}: cannot be read as JSON ({error}). {path} names it as must_pass.") from error
+        if not isinstance(asked, list):
+            raise DataError(f'{listed}: is no list. {path} names it as must_pass; write it like ["a.jpg"].')
     return Gate(
         {str(name): float(value) for name, value in margins.items()},
         [str(name) for name in content.get("must_improve") or []],
