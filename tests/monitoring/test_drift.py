@@ -293,5 +293,5 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(WindowError, match="is no window of this version"):
         read_window(tmp_path / "a.json")
-    write_window(profile_of(9, 0), tmp_path / "b.json")
+    write_window(profile_of(9, 0)._replace(artefact={"checkpoint_hash": "a"}), tmp_path / "b.json")
     assert read_window(tmp_path / "b.json").images == 9

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from tests.serving.conftest import NAMES, Served, Shades, as_json, encoded
 from detframe.cli import main
 from detframe.data.label_queue import read_queue
 from detframe.export.runtime import METADATA, OUTPUTS, Artefact, ArtefactError, Metadata, load
+from detframe.monitoring.window import WindowError, read_window, values_of, window_of
 from detframe.monitoring.window import as_json as window_as_json
-from detframe.monitoring.window import read_window, values_of, window_of
 from detframe.serving.windows import WindowWriter
 
 
@@ -122,6 +123,51 @@ def test_a_writer_counts_what_it_is_told(watched: Artefact, tmp_path: Path) -> N
     writer.flush()
     writer.flush()
     assert sorted(read_window(path).images for path in tmp_path.iterdir()) == [1, 3]
+
+
+def write_windows(folder: Path, artefact: Artefact, seeds: range, light: float) -> None:
+    writer = WindowWriter(folder, 8, artefact.metadata)
+    for seed in seeds:
+        image = (photograph(seed) * light).astype(np.uint8)
+        writer.add(image, artefact.run(image[None]))
+    writer.flush()
+
+
+def test_windows_of_another_artefact_are_left_out_and_counted(
+    watched: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = dataclasses.replace(watched.metadata, checkpoint_hash="of the next release")
+    after = write_artefact(tmp_path / "next.torchscript", release)
+    windows = tmp_path / "windows"
+    write_windows(windows, watched, range(100, 124), 0.5)
+    arguments = ["monitor", str(after.path), "--windows", str(windows), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "windows: holds windows of other artefacts alone" in capsys.readouterr().err
+    write_windows(windows, after, range(100, 120), 1.0)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "20 images are as they were" in said
+    assert "Windows of other artefacts, left out: 3" in said
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["windows_left_out"] == 3
+    assert main(["monitor", str(watched.path), "--windows", str(windows), "--out", str(tmp_path / "out")]) == 1
+    assert "24 images are not as they were: darker." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"precision": "int8"}, {"dataset_hash": "b"}, {"thresholds": {}}])
+def test_a_profile_of_other_answers_has_windows_of_its_own(watched: Artefact, change: dict[str, Any]) -> None:
+    other = dataclasses.replace(watched.metadata, **change)
+    assert other.of_windows() != watched.metadata.of_windows()
+
+
+def test_a_window_says_of_which_artefact_it_is(watched: Artefact, tmp_path: Path) -> None:
+    write_windows(tmp_path, watched, range(2), 1.0)
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content.pop("artefact") == watched.metadata.of_windows()
+    path.write_text(json.dumps(content))
+    with pytest.raises(WindowError, match="does not say of which artefact it is"):
+        read_window(path)
 
 
 def test_an_artefact_of_another_version_is_refused(watched: Artefact, tmp_path: Path) -> None:

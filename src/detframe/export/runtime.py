@@ -84,6 +84,11 @@ class Metadata:
         """All but the profile, which is many numbers, for people to read."""
         return {name: value for name, value in asdict(self).items() if name != "profile"}
 
+    def of_windows(self) -> dict[str, Any]:
+        """What has to be the same for windows to add up: all that the profile they are compared with hangs on."""
+        names = ("checkpoint_hash", "dataset_hash", "precision", "thresholds")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> str:
         """As a JSON text."""
         return json.dumps(asdict(self))

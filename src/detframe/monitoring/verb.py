@@ -37,7 +37,7 @@ def monitor(
     An exported file carries a profile of its validation data: of each image its brightness, contrast, colour of light,
     noise, sharpness and compression, what it looks like to the network, and how many detections of which class, score,
     size and place there were. Windows are counts of the same, which `detframe serve --windows DIR` writes; several add
-    up, of one server or of many.
+    up, of one server or of many. Those of another artefact, such as the release before, are counted and left out.
 
       detframe monitor model.onnx --windows windows      # of one server or of many
       detframe monitor model.onnx --images site/today    # or let ARTEFACT look at images now
@@ -66,7 +66,7 @@ def monitor(
     from detframe.monitoring.drift import drift_of
     from detframe.monitoring.report import as_json, estimated, headline, promised, write_drift_page
     from detframe.monitoring.to_queue import write_review_queue
-    from detframe.monitoring.window import WindowError, from_json, merged, read_window, scale_of, window_of
+    from detframe.monitoring.window import WindowError, from_json, scale_of, window_of
 
     console = Console(stderr=True, quiet=json, highlight=False)
     folder = out or artefact.parent / "monitor"
@@ -80,8 +80,9 @@ def monitor(
             raise WindowError(f"{artefact}: carries no profile. Export it anew, with validation data.")
         profile = from_json(running.metadata.profile, str(artefact))
         looked: list[_Looked] = []
+        left_out = 0
         if windows is not None:
-            window = merged([read_window(path) for path in _window_files(windows)])
+            window, left_out = _own_windows(windows, running)
         else:
             assert images is not None
             looked = _look(running, images, console)
@@ -93,6 +94,7 @@ def monitor(
         calibrated = running.metadata.calibrated
         write_drift_page(folder / "index.html", drift, profile, window, shown, calibrated)
         document = as_json(drift, [(str(one.looked.path), one.suspicion) for one in suspects], calibrated)
+        document["windows_left_out"] = left_out
         (folder / "monitor.json").write_text(dumps(document, indent=1), encoding="utf-8")
         queue = None
         if to_queue:
@@ -108,8 +110,9 @@ def monitor(
         for one in drift.moved[:8]:
             table.add_row(one.signal, f"{one.before:.3f}", f"{one.now:.3f}", f"{one.shift:+.1f}", f"{one.p_value:.4f}")
         printer.print(table)
-    lines = (headline(drift), promised(drift, calibrated), estimated(drift), f"Written to {folder / 'index.html'}")
-    printer.print("\n".join(lines), soft_wrap=True)
+    lines = [headline(drift), promised(drift, calibrated), estimated(drift)]
+    lines += [f"Windows of other artefacts, left out: {left_out}."] if left_out else []
+    printer.print("\n".join([*lines, f"Written to {folder / 'index.html'}"]), soft_wrap=True)
     if queue is not None:
         printer.print(f"Review them with `detframe review {queue}`.", soft_wrap=True)
     return int(drift.alarm)
@@ -133,9 +136,21 @@ class _Suspect(NamedTuple):
     class_names: list[str]
 
 
-def _window_files(place: Path) -> list[Path]:
-    """A file, or all windows of a folder and below it."""
-    return sorted(place.rglob("*.window.json")) if place.is_dir() else [place]
+def _own_windows(place: Path, artefact: Artefact) -> tuple[Window, int]:
+    """The windows of an artefact in a file, or in a folder and below it, as one; and how many there are of others.
+
+    Raises:
+        WindowError: There is none of its own, or a file is no window.
+    """
+    from detframe.monitoring.window import WindowError, merged, read_window
+
+    found = [read_window(path) for path in (sorted(place.rglob("*.window.json")) if place.is_dir() else [place])]
+    own = [window for window in found if window.artefact == artefact.metadata.of_windows()]
+    if found and not own:
+        raise WindowError(
+            f"{place}: holds windows of other artefacts alone. Name the one that was served, or serve {artefact.path}."
+        )
+    return merged(own), len(found) - len(own)
 
 
 def _look(artefact: Artefact, images: str, console: Console) -> list[_Looked]:

@@ -26,7 +26,7 @@ class WindowError(ValueError):
 
 
 class Window(NamedTuple):
-    """Counts of ``N`` images; two of the same detector add up."""
+    """Counts of ``N`` images; two of the same artefact add up."""
 
     class_names: list[str]
     images: int
@@ -35,6 +35,7 @@ class Window(NamedTuple):
     squares: Floats  # [S] of their squares
     features: Floats  # [F] sums of the Fourier features; 0 in a window that has no profile to be scaled by
     products: Floats  # [F, F] sums of their products
+    artefact: dict[str, Any] | None = None  # whose answers are counted, as it says itself; None in its own profile
 
 
 def empty_window(class_names: Sequence[str]) -> Window:
@@ -153,14 +154,13 @@ def merged(windows: Sequence[Window]) -> Window:
     for other in windows[1:]:
         if other.class_names != first.class_names:
             raise WindowError("Windows are of detectors with other classes. Compare those of one detector.")
-    return Window(
-        first.class_names,
-        sum(window.images for window in windows),
-        [np.sum(parts, axis=0) for parts in zip(*(window.counts for window in windows), strict=True)],
-        *(
-            np.sum([getattr(window, name) for window in windows], axis=0)
+    return first._replace(
+        images=sum(window.images for window in windows),
+        counts=[np.sum(parts, axis=0) for parts in zip(*(window.counts for window in windows), strict=True)],
+        **{
+            name: np.sum([getattr(window, name) for window in windows], axis=0)
             for name in ("sums", "squares", "features", "products")
-        ),
+        },
     )
 
 
@@ -169,6 +169,7 @@ def as_json(window: Window) -> dict[str, Any]:
     upper = np.triu_indices(FEATURES)
     return {
         "format": _FORMAT,
+        **({} if window.artefact is None else {"artefact": window.artefact}),
         "class_names": window.class_names,
         "images": window.images,
         "signals": {
@@ -206,7 +207,8 @@ def from_json(content: Any, where: str) -> Window:  # noqa: ANN401 - what JSON h
         products[np.triu_indices(FEATURES)] = content["products"]
         products += np.triu(products, 1).T
         features = np.array(content["features"], dtype=np.float64)
-        return window._replace(images=int(content["images"]), features=features, products=products)
+        images, artefact = int(content["images"]), content.get("artefact")
+        return window._replace(images=images, features=features, products=products, artefact=artefact)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise WindowError(f"{where}: is no window of this version ({error}). Let the server write it anew.") from error
 
@@ -218,13 +220,16 @@ def write_window(window: Window, path: Path) -> None:
 
 
 def read_window(path: Path) -> Window:
-    """Read a window.
+    """Read a window that a server wrote.
 
     Raises:
-        WindowError: The file cannot be read or is none.
+        WindowError: The file cannot be read or is none, or does not say of which artefact it is.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WindowError(f"{path}: cannot be read ({error}). Name a window that `detframe serve` wrote.") from error
-    return from_json(content, str(path))
+    window = from_json(content, str(path))
+    if window.artefact is None:
+        raise WindowError(f"{path}: does not say of which artefact it is. Remove it and let the server write it anew.")
+    return window

@@ -30,6 +30,7 @@ class WindowWriter:
         self._folder = folder
         self._images = images
         self._names = metadata.class_names
+        self._artefact = metadata.of_windows()
         self._scale = scale_of(from_json(metadata.profile, "The artefact's profile"))
         self._thresholds = limits(metadata.thresholds, metadata.class_names)
         self._values: list[NDArray[np.float64]] = []
@@ -44,6 +45,6 @@ class WindowWriter:
         """Write what there is, as when the server ends."""
         if not self._values:
             return
-        window = window_of(self._names, np.array(self._values), self._scale)
+        window = window_of(self._names, np.array(self._values), self._scale)._replace(artefact=self._artefact)
         self._values.clear()
         write_window(window, self._folder / f"{time.time_ns()}-{os.getpid()}.window.json")
