@@ -125,6 +125,35 @@ def test_a_writer_counts_what_it_is_told(watched: Artefact, tmp_path: Path) -> N
     assert sorted(read_window(path).images for path in tmp_path.iterdir()) == [1, 3]
 
 
+def test_what_cannot_be_written_waits_for_the_next_window(
+    watched: Artefact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "windows"
+    folder.touch()  # as good as a full disk
+    writer = WindowWriter(folder, 2, watched.metadata)
+    counted = []
+    for seed in range(5):
+        image = photograph(seed)
+        answer = watched.run(image[None])
+        writer.add(image, answer)
+        counted.append(values_of(image, answer, np.full(3, 0.5)))
+    assert [record.message.split("; ")[1] for record in caplog.records] == [
+        "its counts are kept for the next window"
+    ] * 2
+    folder.unlink()
+    writer.flush()
+    writer.flush()
+    (path,) = folder.iterdir()
+    written = read_window(path)
+    assert written.images == 5
+    np.testing.assert_allclose(written.sums, np.nansum(counted, axis=0), atol=1e-5)
+
+
+def test_a_server_without_a_profile_writes_no_windows(watched: Artefact, tmp_path: Path) -> None:
+    with pytest.raises(WindowError, match=r"carries no profile .*Export it anew, with validation data"):
+        WindowWriter(tmp_path, 3, dataclasses.replace(watched.metadata, profile=None))
+
+
 def write_windows(folder: Path, artefact: Artefact, seeds: range, light: float) -> None:
     writer = WindowWriter(folder, 8, artefact.metadata)
     for seed in seeds:

@@ -217,6 +217,9 @@ def _command(process: int) -> str:
         (["ARTEFACT", "--queue", "3"], "--queue 3: is less than --batch 8"),
         (["ARTEFACT", "--port", "70000"], "--port 0 to 65535"),
         pytest.param(["NONE"], "none.torchscript: cannot be loaded (", marks=pytest.mark.slow),
+        (["ARTEFACT", "--windows", "NONE"], "none.torchscript: cannot be made (File exists). Name another folder."),
+        (["ARTEFACT", "--windows", "NONE/below"], "below: cannot be made (Not a directory). Name another folder."),
+        pytest.param(["ARTEFACT", "--windows", "FOLDER"], "carries no profile", marks=pytest.mark.slow),
         (["ARTEFACT", "--host", "203.0.113.9"], "--host 203.0.113.9 --port 8000: cannot be had"),
     ],
 )
@@ -224,7 +227,8 @@ def test_what_cannot_be_served(
     artefact: Artefact, options: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "none.torchscript").write_bytes(b"hello")
-    paths = {"ARTEFACT": str(artefact.path), "NONE": str(tmp_path / "none.torchscript")}
+    paths = {"ARTEFACT": str(artefact.path), "NONE": str(tmp_path / "none.torchscript"), "FOLDER": str(tmp_path)}
+    paths["NONE/below"] = f"{paths['NONE']}/below"
     arguments = [paths.get(option, option) for option in options]
     assert main(["serve", *arguments]) == 2
     error = capsys.readouterr().err

@@ -69,7 +69,12 @@ def serve(
         from detframe.serving.worker import DetectorAPI
 
         if windows is not None:
-            windows.mkdir(parents=True, exist_ok=True)
+            try:
+                windows.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StartError(
+                    f"--windows {windows}: cannot be made ({error.strerror}). Name another folder."
+                ) from error
         api = DetectorAPI(
             artefact, threads or max(1, (os.cpu_count() or 1) // workers), limits, wait, windows, window_images
         )
