@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 from detframe.unfinished import unfinished
 
 
@@ -45,5 +45,15 @@ def test_a_refusal_is_where_it_is_looked_for(capsys: pytest.CaptureFixture[str])
     assert refuse(ValueError("x.json: is empty."), json=True, facts={"data": "x"}) == 2
     out, err = capsys.readouterr()
     assert (json.loads(out), err) == ({"data": "x", "error": "x.json: is empty."}, "")
-    assert refuse_unwritable(PermissionError(13, "Permission denied"), Path("out")) == 2
-    assert capsys.readouterr().err == "out: cannot be written (Permission denied). Name another folder.\n"
+
+
+def test_an_error_of_the_file_system_is_a_sentence_and_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "in: cannot be read or written (Permission denied). Correct that, or name another place."
+    assert refuse(PermissionError(13, "Permission denied", "in"), out=Path("out")) == 2
+    assert capsys.readouterr() == ("", f"{said}\n")
+    assert refuse(OSError(28, "No space left on device"), json=True, facts={"data": "x"}, out=Path("out")) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"].startswith("out: cannot be read or written (No space left on device).")
+    assert (json.loads(out)["data"], err) == ("x", "")
+    assert refuse(OSError("is no picture"), out=Path("out")) == 2  # as libraries raise it, without a number
+    assert capsys.readouterr().err == "is no picture\n"

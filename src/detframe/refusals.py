@@ -10,25 +10,24 @@ from json import dumps
 from pathlib import Path
 
 
-def refuse(error: Exception, json: bool = False, facts: Mapping[str, str] | None = None) -> int:
+def refuse(
+    error: Exception, json: bool = False, facts: Mapping[str, str] | None = None, out: Path | None = None
+) -> int:
     """Say why: on the error stream, or, where JSON was asked for, as a document on the output.
 
     Args:
-        error: Its message is what, where and the cure.
+        error: Its message is what, where and the cure; one of the file system is put into such words.
         json: Whether JSON was asked for.
         facts: What else the document says, before the error.
+        out: What was being written, for an error that names no file, as of a full disk.
 
     Returns:
         The exit code.
     """
-    document = dumps({**(facts or {}), "error": str(error)})
-    print(document if json else error, file=sys.stdout if json else sys.stderr)
-    return 2
-
-
-def refuse_unwritable(error: OSError, out: Path | None) -> int:
-    """Say that OUT, or a file of it, cannot be written; the exit code."""
-    print(f"{error.filename or out}: cannot be written ({error.strerror}). Name another folder.", file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror and (place := error.filename or out):
+        said = f"{place}: cannot be read or written ({error.strerror}). Correct that, or name another place."
+    print(dumps({**(facts or {}), "error": said}) if json else said, file=sys.stdout if json else sys.stderr)
     return 2
 
 

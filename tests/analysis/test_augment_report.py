@@ -66,6 +66,11 @@ def test_exit_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     plain.write_text("data: {train: train.json}")
     assert main(["augment-report", str(plain), "--root", str(data), *out]) == 2
     assert "has no `augmentation`" in capsys.readouterr().err
+    below = str(config / "r.html")
+    assert main(["augment-report", str(config), *out, "--out", below, "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["config"] == str(config)
+    assert "cannot be read or written (Not a directory)" in document["error"]
 
 
 def test_distance_is_of_cumulative_shares() -> None:

@@ -298,6 +298,21 @@ def test_what_cannot_be_calibrated_is_one_sentence_and_exit_code_2(
     assert sorted(run.rglob("*")) == files
 
 
+@pytest.mark.parametrize(
+    "out", ["version_0/config.yaml/c.ckpt", "/proc/c.ckpt"]
+)  # below a file; in a folder of no files
+def test_where_nothing_can_be_written_is_json_too(
+    out: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    (run / "config.yaml").touch()
+    assert main(["calibrate", str(run), "--out", out, "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["run"] == str(run)
+    assert "c.ckpt" in document["error"]
+    assert "cannot be read or written (" in document["error"]
+
+
 def test_another_sites_table_is_taken_where_it_is_named(run: Path) -> None:
     of_other_data(run)
     assert main(["calibrate", str(run), "--validation", str(run.parent / "version_1")]) == 0

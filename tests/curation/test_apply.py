@@ -422,6 +422,7 @@ def test_what_is_sure_enough_is_applied_without_review_and_marked(
         (["F", "--data", "D", "--out", "old"], "old: exists already, and nothing is ever overwritten."),
         (["F", "--data", "D", "--out", "D/new"], "which would then hold two data sets"),
         (["none.jsonl", "--data", "D", "--out", "new"], "none.jsonl: cannot be read"),
+        (["F", "--data", "D", "--out", "F/new"], "cannot be read or written (Not a directory)"),
     ],
 )
 def test_bad_input_is_a_sentence(
@@ -439,6 +440,8 @@ def test_bad_input_is_a_sentence(
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
+    assert run(*arguments, "--json") == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "new").exists()
 
 

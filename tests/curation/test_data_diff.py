@@ -127,6 +127,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
     data = write_coco_set(tmp_path / "d")
     assert main(["data-diff", str(data), str(tmp_path / "none")]) == 2
     assert "none: no such file or folder" in capsys.readouterr().err
+    below = data / "LICENSE" / "out"
+    assert main(["data-diff", str(data), str(data), "--out", str(below), "--json"]) == 2
+    assert "cannot be read or written (Not a directory)" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_the_nearest_labels_are_one() -> None:

@@ -442,6 +442,8 @@ def test_what_cannot_be_handed_over_is_a_sentence(tmp_path: Path, capsys: pytest
     queue = str(tmp_path / "queue.jsonl")
     assert main(["hand-over", queue, "--out", str(sent)]) == 2
     assert "exists already, and nothing is ever overwritten" in capsys.readouterr().err
+    assert main(["hand-over", queue, "--out", f"{queue}/sent", "--json"]) == 2
+    assert "cannot be read or written (Not a directory)" in json.loads(capsys.readouterr().out)["error"]
     content = json.loads((data / "train.json").read_text())
     content["annotations"].pop()
     (data / "train.json").write_text(json.dumps(content))

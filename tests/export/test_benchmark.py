@@ -49,6 +49,9 @@ def test_without_data_noise_is_timed(artefact: Path, tmp_path: Path, capsys: pyt
     (row,) = json.loads(capsys.readouterr().out)["contestants"]
     assert row["map"] is None
     assert row["single"]["median"] > 0
+    below = str(artefact / "below")
+    assert main(["benchmark", str(artefact), "--rounds", "1", "--out", below, "--json"]) == 2
+    assert "below: cannot be read or written (Not a directory)" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

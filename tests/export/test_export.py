@@ -510,6 +510,12 @@ def test_bad_input_is_one_sentence(
     assert len(error.splitlines()) == 1
 
 
+def test_where_nothing_can_be_written_is_json_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", f"{run}/config.yaml/below", "--json"]
+    assert main(["export", f"{run}/checkpoints/best.ckpt", *out]) == 2
+    assert "cannot be read or written (Not a directory)" in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_data_of_other_classes_and_missing_libraries_are_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,10 +92,10 @@ def augment_report(
         findings = pipeline.findings(objects)
         pipeline.show(objects)
         trial = try_policy(data, pipeline, images, samples, seed, show_progress=not json)
-    except (DataError, ImageError, ProfileError, ValueError) as error:
-        return refuse(error, json, {"config": str(config)})
-    figures = summary(trial, data.class_names)
-    _write(out, config, trial, figures, site, findings, data.class_names)
+        figures = summary(trial, data.class_names)
+        _write(out, config, trial, figures, site, findings, data.class_names)
+    except (DataError, ImageError, ProfileError, ValueError, OSError) as error:
+        return refuse(error, json, {"config": str(config)}, out)
     if json:
         found = [finding._asdict() for finding in findings]
         print(dumps({"config": str(config), "page": str(out), **figures, "contradictions": found}))

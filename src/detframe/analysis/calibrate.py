@@ -129,28 +129,28 @@ def calibrate(
             )
         if test is not None or _found(source, run, "test") is not None:
             tables["test"] = _table(source, run, "test", test)
-    except CalibrationError as error:
-        return refuse(error, json, {"run": str(run)})
-    classes = len(source.class_names)
-    started = time.perf_counter()
-    curves = fit(split, target, method, classes, np.ones(images, dtype=bool))
-    seconds = time.perf_counter() - started
-    facts: dict[str, Any] = {
-        "target": target,
-        "method": method,
-        "source": str(source.path),
-        "source_hash": source.hash,
-        "dataset_hash": _metrics(path.parent, "val").get("dataset_hash"),
-    }
-    results = {"val": Result(path, split, cross_calibrated(split, target, method, classes))}
-    if "test" in tables:
-        path, split = tables["test"]
-        results["test"] = Result(path, split, calibrated(split, curves))
-    _save_checkpoint(source, curves, facts, written)
-    document = {"checkpoint": str(written), **facts, "fit_seconds": round(seconds, 3), "folds": FOLDS}
-    document |= {stage: _summary(result, curves, source.class_names) for stage, result in results.items()}
-    sheet.write_text(dumps(document, indent=2), encoding="utf-8")
-    _write_page(page, document, results, curves, source.class_names)
+        classes = len(source.class_names)
+        started = time.perf_counter()
+        curves = fit(split, target, method, classes, np.ones(images, dtype=bool))
+        seconds = time.perf_counter() - started
+        facts: dict[str, Any] = {
+            "target": target,
+            "method": method,
+            "source": str(source.path),
+            "source_hash": source.hash,
+            "dataset_hash": _metrics(path.parent, "val").get("dataset_hash"),
+        }
+        results = {"val": Result(path, split, cross_calibrated(split, target, method, classes))}
+        if "test" in tables:
+            path, split = tables["test"]
+            results["test"] = Result(path, split, calibrated(split, curves))
+        _save_checkpoint(source, curves, facts, written)
+        document = {"checkpoint": str(written), **facts, "fit_seconds": round(seconds, 3), "folds": FOLDS}
+        document |= {stage: _summary(result, curves, source.class_names) for stage, result in results.items()}
+        sheet.write_text(dumps(document, indent=2), encoding="utf-8")
+        _write_page(page, document, results, curves, source.class_names)
+    except (CalibrationError, OSError) as error:
+        return refuse(error, json, {"run": str(run)}, written)
     if json:
         print(dumps(document))
     else:
@@ -262,8 +262,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _save_checkpoint(source: Source, curves: ScoreCurves, facts: dict[str, Any], path: Path) -> None:
     """A copy with the curves in it, whole or not at all."""
     state = source.content["state_dict"] | {_PREFIX + name: value for name, value in curves._asdict().items()}
-    with unfinished(path) as beside:
-        torch.save({**source.content, "state_dict": state, "calibration": facts}, beside)
+    with unfinished(path) as beside, beside.open("wb") as file:  # what torch opens itself ends in a RuntimeError
+        torch.save({**source.content, "state_dict": state, "calibration": facts}, file)
 
 
 def _summary(result: Result, curves: ScoreCurves, names: Sequence[str]) -> dict[str, Any]:

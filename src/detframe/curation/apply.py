@@ -25,7 +25,7 @@ from detframe.data.images import ImageError
 from detframe.data.label_queue import Label, Queue, read_queue
 from detframe.data.sources import read_splits
 from detframe.listing import below
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 from detframe.unfinished import unfinished
 
 _NAMED = 20
@@ -94,10 +94,8 @@ def apply(
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=json)
     try:
         document = _apply(fixes or [], data, out, queue, auto, latest_wins, allow_refused, console)
-    except (DataError, ImageError) as error:
-        return refuse(error, json)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, ImageError, OSError) as error:
+        return refuse(error, json, out=out)
     if json:
         print(dumps(document))
     return 0

@@ -17,7 +17,7 @@ from detframe.curation.labels import labels_of_image
 from detframe.data.annotations import DataError, require_sound
 from detframe.data.label_queue import json_of_label
 from detframe.data.sources import read_splits
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 
 _NAMED = 10
 
@@ -56,10 +56,8 @@ def data_diff(a: Path, b: Path, out: Path | None = None, pictures: int = 100, js
         counts = count(pairs, first, second)
         if out is not None:
             write_diff_page(out / "index.html", pairs, first, second, (str(a), str(b)), words(counts), pictures)
-    except DataError as error:
-        return refuse(error, json)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, OSError) as error:
+        return refuse(error, json, out=out)
     if json:
         print(dumps(_document(a, b, first, second, pairs, counts)))
     else:

@@ -17,7 +17,7 @@ from detframe.data.fingerprints import fingerprints
 from detframe.data.near_duplicates import groups_of, near_duplicates
 from detframe.data.sources import read_splits
 from detframe.data.stratified import assign_folds
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 
 NAMES = ("train", "val", "test")
 
@@ -70,10 +70,8 @@ def split(
         }
         uncarried = sum((reading.uncarried for reading in readings.values()), Counter[str]())
         result = write_splits(parts, out, to, images, uncarried, console)
-    except DataError as error:
-        return refuse(error)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, OSError) as error:
+        return refuse(error, out=out)
     console.print(_table(parts))
     console.print(f"{len(whole)} images in {len(set(members))} groups")
     return result

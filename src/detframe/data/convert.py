@@ -19,7 +19,7 @@ from detframe.data.sources import read_splits
 from detframe.data.voc import write_voc
 from detframe.data.yolo import sayable_in_yolo, write_yolo
 from detframe.listing import below
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 
 Format = Literal["coco", "voc", "yolo"]
 Transfer = Literal["link", "symlink", "copy"]
@@ -49,10 +49,8 @@ def convert(data: Path, out: Path, to: Format, images: Transfer = "link") -> int
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
         return _convert(data, out, to, images, console)
-    except DataError as error:
-        return refuse(error)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, OSError) as error:
+        return refuse(error, out=out)
 
 
 def _convert(data: Path, out: Path, to: Format, images: Transfer, console: Console) -> int:

@@ -22,7 +22,7 @@ from detframe.export.contestants import About, Contestant, Running
 from detframe.export.proof_images import AnnotatedSplit, split_of_run
 from detframe.export.runtime import ArtefactError, Images, artefacts_in, megabytes
 from detframe.export.verify import metrics
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 
 _WARM_UPS = 3  # TorchScript profiles at the first call and compiles at the second
 _WIDTH = 110  # columns of the table, which names of files are to fit into
@@ -112,10 +112,8 @@ def benchmark(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "benchmark.json").write_text(dumps(report, indent=1), encoding="utf-8")
         _picture(found, batch, threads, folder / "benchmark.png")
-    except (DataError, ImageError, ArtefactError, ValueError) as error:
-        return refuse(error, json)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, ImageError, ArtefactError, ValueError, OSError) as error:
+        return refuse(error, json, out=out)
     if json:
         print(dumps(report))
         return 0

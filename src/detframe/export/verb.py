@@ -35,7 +35,7 @@ from detframe.export.runtime import Answer, ArtefactError, Images, Metadata, loa
 from detframe.export.verify import LEAST_SCORE, Proof, metrics, prove, rows_of_answers
 from detframe.monitoring.window import as_json as window_as_json
 from detframe.monitoring.window import limits, values_of, window_of
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 
 Format = Literal["torchscript", "program", "onnx", "openvino"]
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
@@ -191,10 +191,8 @@ def export(
                 (folder / f"{named}.proof.json").write_text(dumps(report, indent=1), encoding="utf-8")
                 with console.status("Writing the model card"):
                     write_card(folder, card_of(run, folder, given))
-    except (DataError, ImageError, ArtefactError, ValueError) as error:
-        return refuse(error, json)
-    except OSError as error:
-        return refuse_unwritable(error, folder)
+    except (DataError, ImageError, ArtefactError, ValueError, OSError) as error:
+        return refuse(error, json, out=folder)
     if json:
         print(dumps(report))
     else:

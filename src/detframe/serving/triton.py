@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detframe.export.runtime import OUTPUTS, Answer, ArtefactError, load
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 from detframe.serving.metrics import escaped
 from detframe.unfinished import unfinished
 
@@ -83,10 +83,8 @@ def triton(
         shutil.copyfile(artefact, place / backend.file)
         with unfinished(repo / name / "config.pbtxt") as file:
             file.write_text(config, encoding="utf-8")
-    except (ArtefactError, ValueError) as error:
-        return refuse(error)
-    except OSError as error:
-        return refuse_unwritable(error, repo)
+    except (ArtefactError, ValueError, OSError) as error:
+        return refuse(error, out=repo)
     print(f"{place / backend.file}\nStart it with: tritonserver --model-repository {repo}")
     return 0
 

@@ -21,7 +21,7 @@ from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.images import ImageError
 from detframe.data.label_queue import Label, Suggestion, read_queue
 from detframe.data.sources import read_split
-from detframe.refusals import refuse, refuse_unwritable
+from detframe.refusals import refuse
 from detframe.unfinished import unfinished
 
 _NEXT = {
@@ -70,10 +70,8 @@ def hand_over(
         sent, index, undrawn = _sent(queue, tool, data, most)
         url = url or f"/data/local-files/?d={out.resolve().name}/images/"
         _write(sent, index, out, url)
-    except (DataError, ImageError) as error:
-        return refuse(error, json)
-    except OSError as error:
-        return refuse_unwritable(error, out)
+    except (DataError, ImageError, OSError) as error:
+        return refuse(error, json, out=out)
     boxes = [box for image in sent.images for box in image.boxes]
     suggestions = sum(len(box.suggestions) for box in boxes)
     console.print(f"{len(sent.images)} images with {len(boxes)} boxes and {suggestions} suggestions in {out}")

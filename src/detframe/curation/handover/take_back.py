@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -74,11 +73,8 @@ def take_back(
         new = withdrawn(found, known, back, hand_over, when) + taken
         if new:
             append_fixes(new, out)
-    except DataError as error:
-        return refuse(error, json)
-    except OSError as error:
-        print(f"{error.filename or out}: cannot be read or written ({error.strerror}).", file=sys.stderr)
-        return 2
+    except (DataError, OSError) as error:
+        return refuse(error, json, out=out)
     by_decision = dict(Counter(fix.decision for fix in new))
     away = len(record.images) - len({image.image.name for image in returned})
     counts = {"decisions": by_decision, "known": len(found) - len(taken), "undecided": undecided, "images_away": away}
