@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 
 from detframe.analysis.evaluation import read_run
 from detframe.cli import main
+from detframe.crossfit import Plan, plan_folds, predictions_of
+from detframe.data.annotations import DataError
 from detframe.data.sources import read_split
 from detframe.data.synthetic import write_dataset
 
@@ -81,6 +85,39 @@ def test_every_image_is_judged_by_a_detector_that_has_not_seen_it(
     capfd.readouterr()
     assert main([*command, "--groups", "camera", "--seed", "2", "--folds", "3"]) == 2
     assert "is of other data, folds or options" in capfd.readouterr().err
+
+
+def test_a_fold_that_is_done_has_the_predictions_of_its_last_run(folder: Path, tmp_path: Path) -> None:
+    for number in (10, 9, 2):
+        path = tmp_path / "fold0" / "run" / f"version_{number}" / "test_predictions.parquet"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (number, number))
+    plan = Plan({}, read_split(folder / "data", "train.json"), [0, 1] * 4, 2, tmp_path)
+    assert predictions_of(plan, 0).parent.name == "version_10"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "same"),
+    [
+        ("trainer", {"max_epochs": 50}, False),
+        ("trainer", {"precision": "16-mixed"}, False),
+        ("best_checkpoint", {"monitor": "val/map_50"}, False),
+        ("trainer", {"devices": 4, "accelerator": "gpu", "logger": True, "enable_progress_bar": True}, True),
+    ],
+)
+def test_what_is_there_is_kept_for_the_same_recipe_alone(
+    part: str, change: dict[str, Any], same: bool, folder: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"best_checkpoint": {"monitor": "val/map"}}
+    given = Namespace(folds=2, out=tmp_path, groups="camera", seed=0)
+    before = plan_folds(config, given)
+    changed = config | {part: config[part] | change}
+    if same:
+        assert plan_folds(changed, given).fold_of == before.fold_of
+    else:
+        with pytest.raises(DataError, match="is of other data, folds or options"):
+            plan_folds(changed, given)
 
 
 @pytest.mark.slow

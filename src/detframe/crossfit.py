@@ -26,6 +26,7 @@ from detframe.data.annotations import AnnotationIndex, DataError
 from detframe.data.coco import write_coco
 from detframe.data.sources import read_split
 from detframe.data.stratified import assign_folds
+from detframe.levers import recipe_of_trainer
 
 DESCRIPTION = """\
 Train a detector for each of k folds of the training split and let it predict the fold that it has not seen: what
@@ -154,9 +155,9 @@ def predictions_of(plan: Plan, fold: int) -> Path:
         CrossfitError: It cannot be trained.
     """
     folder = plan.out / f"fold{fold}"
-    done = sorted(folder.glob("run/version_*/test_predictions.parquet"))
-    if done:
-        return done[-1]
+    done = _latest(folder, "test_predictions.parquet")
+    if done is not None:
+        return done
     positions = np.arange(len(plan.train))
     held = np.array(plan.fold_of) == fold
     write_coco(plan.train.subset(positions[~held]), folder / "train.json")
@@ -175,12 +176,19 @@ def predictions_of(plan: Plan, fold: int) -> Path:
     config["trainer"] = plan.config["trainer"] | {"logger": logger}
     (folder / _CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "detframe", "fit", "--config", str(folder / _CONFIG)]
-    begun = sorted(folder.glob("run/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if begun:
-        command += ["--ckpt_path", str(begun[-1])]
+    begun = _latest(folder, "checkpoints/last.ckpt")
+    if begun is not None:
+        command += ["--ckpt_path", str(begun)]
     if subprocess.run(command, check=False).returncode:
         raise CrossfitError
-    return sorted(folder.glob("run/version_*/test_predictions.parquet"))[-1]
+    done = _latest(folder, "test_predictions.parquet")
+    assert done is not None
+    return done
+
+
+def _latest(folder: Path, name: str) -> Path | None:
+    """The file that was written last of those that the runs of a fold call ``name``; by name, version_9 is after 10."""
+    return max(folder.glob(f"run/version_*/{name}"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def write_table(plan: Plan, table: pa.Table) -> Path:
@@ -205,8 +213,9 @@ def _with_whole_names(index: AnnotationIndex) -> AnnotationIndex:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides about the folds' detectors."""
-    return {key: config[key] for key in ("data", "model", "seed_everything") if key in config}
+    """What decides about the folds' detectors; devices and loggers may be others when it goes on."""
+    whole = {key: config[key] for key in ("data", "model", "seed_everything", "best_checkpoint") if key in config}
+    return whole | {"trainer": recipe_of_trainer(config["trainer"])}
 
 
 def _repeated(option: str, values: Sequence[Path]) -> list[str]:

@@ -58,7 +58,7 @@ def levers_of(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
         "recipe": {
             **{name: value for name, value in model.items() if name not in _MODEL},
             **{name: data.get(name) for name in _RECIPE_DATA},
-            **{name: value for name, value in trainer.items() if name not in _NO_RECIPE},
+            **recipe_of_trainer(trainer),
             "best_checkpoint": config.get("best_checkpoint"),
         },
     }
@@ -68,6 +68,11 @@ def levers_of(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
         text = json.dumps(flat, sort_keys=True, default=str)
         found[name] = Lever(hashlib.sha256(text.encode()).hexdigest(), flat)
     return found
+
+
+def recipe_of_trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's settings that a detector hangs on: without those of the machine and of what is logged."""
+    return {name: value for name, value in trainer.items() if name not in _NO_RECIPE}
 
 
 def changed(before: Lever, after: Lever) -> list[str]:
