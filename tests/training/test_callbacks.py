@@ -45,7 +45,7 @@ def best_of(run: Path, figures: Sequence[float], resume: Path | None = None) -> 
         default_root_dir=run,
         callbacks=[best, LastCheckpoint()],
     )
-    loader = DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]
+    loader: DataLoader[Tensor] = DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]
     trainer.fit(Judged(figures), loader, loader, ckpt_path=resume)
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]["weight"]
     return Path(best.best_model_path), float(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,11 @@ def read_images(source: str) -> AnnotationIndex:
     path = Path(source)
     if path.suffix == ".json":
         return read_coco_images(path)
-    if path.is_file():  # its name may hold brackets, which mean something in a glob
-        found = [path]
-    else:
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    found: Iterable[Path] = [path]  # a file's name may hold brackets, which mean something in a glob
+    if path.is_dir():
+        found = path.rglob("*")
+    elif not path.is_file():
+        found = map(Path, glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
     files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{source}: no image there. Name a folder of images, a glob in quotes, or a COCO file.")
