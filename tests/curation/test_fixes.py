@@ -27,11 +27,12 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_fixes([path]) == fixes
 
 
-def test_a_line_that_was_cut_off_loses_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [b'{"id": "s2", "dec', '{"who": "J\u00fcrgen'.encode()[:11]])  # within a character
+def test_a_line_that_was_cut_off_loses_no_other(half: bytes, tmp_path: Path) -> None:
     path = tmp_path / "fixes.jsonl"
     append_fix(fix(0), path)
     with path.open("ab") as file:
-        file.write(b'{"id": "s2", "dec')
+        file.write(half)
     assert read_fixes([path]) == [fix(0)]
     append_fix(fix(1), path)
     assert read_fixes([path]) == [fix(0), fix(1)]

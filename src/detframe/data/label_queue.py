@@ -102,8 +102,8 @@ def read_json_lines(path: Path, cure: str) -> list[dict[str, Any]]:
         DataError: The file cannot be read or a line is no JSON object; the message names it and ends with the cure.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}). {cure}") from error
     rows = []
     for number, line in enumerate(lines, 1):
@@ -111,8 +111,8 @@ def read_json_lines(path: Path, cure: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no line end: the writer was killed
+        except ValueError as error:  # of JSON or of UTF-8
+            if number == len(lines):  # no line end: the writer was killed, within a character maybe
                 break
             raise DataError(f"{path}, line {number}: is no JSON ({error}). {cure}") from error
         if not isinstance(row, dict):
