@@ -125,8 +125,8 @@ def export(
     try:
         chosen = parse_aim(aim)
         given = read_given(card)
-        _require_libraries(to, precision)
         task = read_checkpoint(checkpoint)
+        _require_libraries(to, precision)
         names = task.class_names
         split = split_of_run(data, run, images, names)
         if precision != "float32" and split is None:
