@@ -207,6 +207,8 @@ def test_what_is_watched_of_detections() -> None:
     nothing = detection_signals(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), np.array([0.5, 0.5]), (100, 200))
     assert np.isnan(nothing).sum() == 4
     assert np.isnan(pixel_signals(np.zeros((3, 5, 5), np.uint8))).sum() == 4  # too small for the fine ones
+    for side in ((1, 3000), (3000, 1), (5, 900)):  # narrower than the step of the coarse grid
+        assert np.isnan(pixel_signals(np.full((3, *side), 128, np.uint8))).sum() == 4
 
 
 def test_what_is_watched_of_the_network() -> None:

@@ -112,7 +112,8 @@ def pixel_signals(image: NDArray[np.uint8]) -> Floats:
     """Signals of an image ``[3, H, W]`` RGB, in the order of :data:`OF_PIXELS`; NaN where it is too small."""
     _, height, width = image.shape
     step = max(1, math.ceil(max(height, width) / _GRID))
-    coarse = torch.from_numpy(image[:, step // 2 :: step, step // 2 :: step].astype(np.float32) / 255)[None]
+    first_row, first_column = (min(step // 2, side - 1) for side in (height, width))  # a long image may be narrower
+    coarse = torch.from_numpy(image[:, first_row::step, first_column::step].astype(np.float32) / 255)[None]
     light = mean_light(coarse)
     # From a multiple of the block on, where JPEG's are.
     top, left = (max(0, side - _MIDDLE) // 2 // _BLOCK * _BLOCK for side in (height, width))
