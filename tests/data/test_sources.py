@@ -54,6 +54,25 @@ def test_folders_of_coco_files(tmp_path: Path, layout: str) -> None:
     assert list(read_splits(tmp_path)) == ["train", "test"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_split_is_one_in_any_encoding_of_json(encoding: str, tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", "a.png")
+    path = coco(tmp_path / "val.json", "b.png", "c.png")
+    path.write_text(path.read_text(), encoding=encoding)
+    assert lengths(tmp_path) == {"train": 1, "val": 2}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\x0d\x0a"])
+def test_what_may_have_been_a_split_is_named(content: bytes, tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", "a.png")
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    assert lengths(tmp_path) == {"train": 1}
+    (tmp_path / "test.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"test\.json"):
+        read_splits(tmp_path)
+
+
 def test_captions_beside_instances_are_passed_over(tmp_path: Path) -> None:
     coco(tmp_path / "annotations" / "instances_val2017.json", "a.png")
     coco(tmp_path / "annotations" / "captions_val2017.json", "a.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -180,14 +181,21 @@ def _coco_files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether a JSON file starts with one of COCO's keys, which spares loading large files to find out."""
+    """Whether a JSON file starts with one of COCO's keys, which spares loading large files to find out.
+
+    One that is empty, cannot be read or is no JSON may have been a split: its reader refuses it by name.
+    """
+    if path.is_dir():
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError:
-        return False
-    return start.lstrip().startswith(b"{") and any(
-        f'"{key}"'.encode() in start for key in ("images", "annotations", "categories", "licenses", "info")
+        return True
+    text = start.decode(json.detect_encoding(start), errors="replace").lstrip()
+    return text[:1] not in ("{", "[") or (
+        text[0] == "{"
+        and any(f'"{key}"' in text for key in ("images", "annotations", "categories", "licenses", "info"))
     )
 
 
