@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -120,9 +121,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``python -m detframe``; None takes the process's own.
 
     Returns:
-        Exit code: 0, 1 where a verb that judges found faults, or 2 where the input was bad.
+        Exit code: 0, 1 where a verb that judges found faults, 2 where the input was bad, or 130 where it was stopped.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("detframe: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what reads the output has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in {"-h", "--help"}:
         print(USAGE.format(verbs="\n".join(f"  {name:<16}{verb.summary}" for name, verb in VERBS.items())))
         return 0

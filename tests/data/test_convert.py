@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detframe.cli import main
 from detframe.data.annotations import AnnotationIndex
 from detframe.data.convert import Format, compare_splits, convert
 from detframe.data.sources import read_splits
@@ -136,6 +137,25 @@ def test_never_writes_into_a_folder_in_use(tmp_path: Path, capsys: pytest.Captur
     assert f"{out}: is not empty" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["precious"]
     assert convert(small(tmp_path / "in"), out / "precious", "voc") == 2
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_stopped_it_leaves_nothing_behind(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = small(tmp_path / "data"), tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("detframe.data.convert._transfer", stop)
+        assert main(["convert", str(data), str(out), "coco"]) == 130
+    assert {path.name for path in tmp_path.iterdir()} == ({"data", "out"} if there else {"data"})
+    assert not there or not list(out.iterdir())
+    assert convert(data, out, "coco") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}
+    assert "images" in {path.name for path in out.iterdir()}
 
 
 def test_says_what_is_not_carried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,10 @@ import dataclasses
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from detframe.data.voc import write_voc
 from detframe.data.yolo import sayable_in_yolo, write_yolo
 from detframe.listing import below
 from detframe.refusals import refuse
+from detframe.unfinished import unfinished
 
 Format = Literal["coco", "voc", "yolo"]
 Transfer = Literal["link", "symlink", "copy"]
@@ -102,11 +105,14 @@ def write_splits(
         outlines = sum(s is not None for index in indices.values() for s in index.segmentations)
         uncarried += Counter({"annotations: segmentation": outlines})
         indices = {split: dataclasses.replace(index, segmentations=()) for split, index in indices.items()}
-    placed = _placed(indices, out, to)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(placed, out, to)
-    _transfer(indices, placed, images, console)
+    with _whole(out) as folder:
+        placed = _placed(indices, folder, to)
+        _write(placed, folder, to)
+        copied = _transfer(indices, placed, images)
+        differences = compare_splits(placed, {split: reading.index for split, reading in read_splits(folder).items()})
 
+    if images == "link" and copied:
+        console.print(f"{copied} images were copied: hard links to {out} are impossible")
     for split, index in placed.items():
         empty = int((np.diff(index.offsets) == 0).sum())
         console.print(f"{split}: {len(index)} images ({empty} without boxes), {len(index.boxes)} boxes")
@@ -120,11 +126,24 @@ def write_splits(
         if not {"train", "val"} <= set(placed):
             console.print(f"YOLO tools expect `train` and `val`; {out / 'data.yaml'} has {', '.join(placed)}")
     _report(console, "Not carried", [f"{name} ({count} times)" for name, count in sorted(uncarried.items())])
-    differences = compare_splits(placed, {split: reading.index for split, reading in read_splits(out).items()})
     _report(console, "Reading it back differs", differences)
     if not differences:
         console.print(f"Written to {out}; read back, all boxes agree to {_TOLERANCE} px")
     return 1 if differences else 0
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, whose content is in ``out`` when all went well, and gone otherwise."""
+    if not out.exists():
+        with unfinished(out) as folder:
+            folder.mkdir()
+            yield folder
+        return
+    with TemporaryDirectory(dir=out) as name:  # within: where `out` is mounted, nothing can take its name
+        yield Path(name)
+        for entry in Path(name).iterdir():
+            entry.replace(out / entry.name)
 
 
 def compare_splits(before: dict[str, AnnotationIndex], after: dict[str, AnnotationIndex]) -> list[str]:
@@ -271,10 +290,8 @@ def _write(placed: dict[str, AnnotationIndex], out: Path, to: Format) -> None:
             write_coco(index, out / f"{split}.json")
 
 
-def _transfer(
-    before: dict[str, AnnotationIndex], after: dict[str, AnnotationIndex], how: Transfer, console: Console
-) -> None:
-    """Bring the images to their new places."""
+def _transfer(before: dict[str, AnnotationIndex], after: dict[str, AnnotationIndex], how: Transfer) -> int:
+    """Bring the images to their new places; how many were copied."""
     copied = 0
     for split, index in before.items():
         after[split].image_root.mkdir(parents=True, exist_ok=True)
@@ -286,10 +303,7 @@ def _transfer(
             elif how == "copy" or not _hard_link(source, target):
                 shutil.copy2(source, target)
                 copied += 1
-    if how == "link" and copied:
-        console.print(
-            f"{copied} images were copied: hard links to {after[next(iter(after))].image_root} are impossible"
-        )
+    return copied
 
 
 def _hard_link(source: Path, target: Path) -> bool:
