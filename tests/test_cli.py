@@ -129,6 +129,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
         (["fit", "--trainer.max_epoch", "3"], "max_epoch"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no such checkpoint"),
         (["predict", "--data.predict", "nowhere"], "--ckpt_path"),
+        (["test", "--config", f"{ROOT}/configs/quickstart.yaml"], "random weights. Give one with --ckpt_path"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_exit_code_2(

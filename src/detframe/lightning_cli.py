@@ -88,6 +88,12 @@ class DetframeCLI(LightningCLI):
         Lightning has no public hook between parsing and this.
         """
         path = self._options().get("ckpt_path")
+        verb = self.config.subcommand
+        if path is None and verb != "fit" and not self._options().model.get("init_from"):
+            raise CheckpointError(
+                f"`{verb}` without a checkpoint would look at a detector with random weights. Give one with "
+                "--ckpt_path, such as RUN/checkpoints/best.ckpt."
+            )
         named = path in (None, "best", "last", "hpc") or str(path).startswith("registry:")
         if not named and not Path(path).is_file():
             raise CheckpointError(f"{path}: no such checkpoint. Runs keep theirs in `checkpoints/`.")
