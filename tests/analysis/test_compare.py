@@ -165,6 +165,7 @@ def test_other_data_are_refused(
     for text, words in (
         ("margin: {map: 1}", "has 'margin'; a gate has margins"),
         ("margins: {map: -1}", "A number from 0 on is needed"),
+        ("margins: {map: .nan}", "the margin of map is nan. A number from 0 on is needed"),
         ("margins: {mapp: 0.1}", "The gate names 'mapp', which nothing is called. There are map,"),
         ("must_pass: [3]", "must_pass has 3"),
     ):

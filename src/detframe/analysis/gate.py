@@ -70,7 +70,7 @@ def read_gate(path: Path) -> Gate:
         if content.get(key) is not None and not isinstance(content[key], kind):
             raise DataError(f"{path}: {key} is {content[key]!r}. Write it like {such}.")
     margins = content.get("margins") or {}
-    wrong = [name for name, value in margins.items() if not _is_number(value) or value < 0]
+    wrong = [name for name, value in margins.items() if not _is_number(value) or not value >= 0]  # NaN
     if wrong:
         raise DataError(f"{path}: the margin of {wrong[0]} is {margins[wrong[0]]!r}. A number from 0 on is needed.")
     for key in ("slower", "larger"):
