@@ -15,7 +15,7 @@ from tests.curation.conftest import FORMATS, Make, fix_of, indices, labels, save
 from detframe.cli import main
 from detframe.curation.fixes import Fix
 from detframe.data.convert import Format
-from detframe.data.label_queue import Label, Queue, Suggestion, suggestion_id, write_queue
+from detframe.data.label_queue import Kind, Label, Queue, Suggestion, suggestion_id, write_queue
 
 A = "a.png"
 
@@ -375,12 +375,11 @@ def queue_of(data: Path, path: Path) -> list[Suggestion]:
         (ring, ring._replace(class_name="bolt"), 0.97),
         (None, Label((1.0, 1.0, 9.0, 9.0), "nut"), 0.5),
     ]
-    suggestions = [
-        Suggestion(
-            suggestion_id("wrong-class", A, before, after), "wrong-class", 10, A, 7, before, after, sure, 1.0, "looks"
-        )
-        for before, after, sure in made
-    ]
+    suggestions = []
+    for before, after, sure in made:
+        kind: Kind = "missing" if before is None else "wrong-class"
+        name = suggestion_id(kind, A, before, after)
+        suggestions.append(Suggestion(name, kind, 10, A, 7, before, after, sure, 1.0, "looks"))
     write_queue(Queue(str(data), "train", index.annotations_hash(), index.class_names, suggestions), path)
     return suggestions
 

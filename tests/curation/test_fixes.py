@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_a_line_that_is_no_fix_is_named(tmp_path: Path) -> None:
     path = tmp_path / "fixes.jsonl"
     append_fix(fix(0), path)
     append_fix(fix(1)._replace(decision="perhaps"), path)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"fixes.jsonl, decision 2: .*'perhaps', not one of accept"):
+    with pytest.raises(DataError, match=r"fixes.jsonl, line 2: .*'perhaps', not one of accept"):
         read_fixes([path])
     path.write_text("[1]\n")
     with pytest.raises(DataError, match="line 1: is no JSON object"):
@@ -101,3 +103,34 @@ def test_another_file_is_no_queue(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"images": []}\n')
     with pytest.raises(DataError, match=r"q.jsonl: is no queue of labels to look at. Write one with"):
         read_queue(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "words"),
+    [
+        (1, {"data": None}, "its data is None"),
+        (1, {"split": None}, "its split is None"),
+        (1, {"class_names": "nut"}, "its class_names is 'nut'"),
+        (2, {"file_name": ["a"]}, r"its file_name is \['a'\]"),
+        (2, {"kind": "odd"}, "its kind is 'odd', not one of missing"),
+        *((2, {"probability": value}, "its probability is") for value in (None, "x", float("nan"), -0.1, 1.5, 10**400)),
+        (2, {"value": float("inf")}, "its value is inf"),
+        (2, {"before": None}, "its kind is bad-box, and its before none"),
+        (2, {"kind": "missing"}, "its kind is missing, and its before a label"),
+        (3, {"after": None}, "its kind is missing, and its after none"),
+        (3, {"after": {"box": "abcd", "class_name": "nut", "ignore": False}}, "the box of its label is 'abcd'"),
+        (3, {"extra": 1}, "it has a field 'extra', which is not known"),
+    ],
+)
+def test_a_queue_of_other_types_is_refused_by_its_line(
+    line: int, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "queue.jsonl"
+    one = Suggestion("x", "bad-box", 3, "a.png", 7, BEFORE, AFTER, 0.75, 1.5, "it fits badly")
+    other = one._replace(id="y", kind="missing", annotation_id=None, before=None)
+    write_queue(Queue("data", "train", "hash", ["nut", "bolt"], [one, other]), path)
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    rows[line - 1] |= change
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(DataError, match=rf"queue.jsonl, line {line}: is malformed \({words}.*\). Write the queue anew"):
+        read_queue(path)

@@ -77,13 +77,13 @@ def read_fixes(paths: Iterable[Path]) -> list[Fix]:
     cure = "Mend or drop the line; each is one decision of `detframe review`."
     fixes = []
     for path in paths:
-        for number, row in enumerate(read_json_lines(path, cure), 1):
+        for number, row in read_json_lines(path, cure):
             try:
                 fix = Fix(**{**row, "before": label_of_json(row["before"]), "after": label_of_json(row["after"])})
                 if fix.decision not in DECISIONS:
                     raise ValueError(f"its decision is {fix.decision!r}, not one of {', '.join(DECISIONS)}")
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{path}, decision {number}: is malformed ({error}). {cure}") from error
+                raise DataError(f"{path}, line {number}: is malformed ({error}). {cure}") from error
             fixes.append(fix)
     return sorted(fixes, key=lambda fix: fix.when)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from detframe.data.annotations import DataError
 from detframe.unfinished import unfinished
@@ -19,6 +21,8 @@ Kind = Literal["missing", "wrong-class", "bad-box", "spurious", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _FORMAT = "detframe label queue 1"
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Label(NamedTuple):
@@ -82,21 +86,69 @@ def read_queue(path: Path) -> Queue:
         DataError: The file is missing or none; the message names the line.
     """
     rows = read_json_lines(path, "Write one with `detframe label-errors`.")
-    if not rows or rows[0].get("format") != _FORMAT:
+    if not rows or rows[0][1].get("format") != _FORMAT:
         raise DataError(f"{path}: is no queue of labels to look at. Write one with `detframe label-errors`.")
-    header = rows[0]
+    number, header = rows[0]
     try:
-        suggestions = [
-            Suggestion(**{**row, "before": label_of_json(row["before"]), "after": label_of_json(row["after"])})
-            for row in rows[1:]
-        ]
-        return Queue(header["data"], header["split"], header["annotations_hash"], header["class_names"], suggestions)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: a suggestion is malformed ({error}). Write it anew.") from error
+        queue = _header_of_json(header)
+        for number, row in rows[1:]:  # noqa: B007 - the message has it
+            queue.suggestions.append(_suggestion_of_json(row))
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: is malformed ({error}). Write the queue anew.") from error
+    return queue
 
 
-def read_json_lines(path: Path, cure: str) -> list[dict[str, Any]]:
-    """Objects of a file that holds one in each line; a last line that was cut off while it was written is left out.
+def _header_of_json(content: Mapping[str, Any]) -> Queue:
+    for name in ("data", "split", "annotations_hash"):
+        if not isinstance(content.get(name), str):
+            raise ValueError(f"its {name} is {content.get(name)!r:.60}")
+    names = content.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its class_names is {names!r:.60}")
+    return Queue(content["data"], content["split"], content["annotations_hash"], names, [])
+
+
+def _suggestion_of_json(content: Mapping[str, Any]) -> Suggestion:
+    row = row_of_json(Suggestion, content)
+    if (row.before is None) != (row.kind == "missing"):
+        raise ValueError(f"its kind is {row.kind}, and its before {'none' if row.before is None else 'a label'}")
+    if row.before is row.after is None:
+        raise ValueError(f"its kind is {row.kind}, and its after none")
+    return row
+
+
+def row_of_json(kind: type[Row], content: Mapping[str, Any]) -> Row:
+    """A suggestion or a decision from its JSON object.
+
+    Raises:
+        ValueError: It is none; the message names the field.
+    """
+    hints = get_type_hints(kind)
+    if unknown := [name for name in content if name not in hints]:
+        raise ValueError(f"it has a field {unknown[0]!r}, which is not known")
+    if missing := [name for name in hints if name not in content]:
+        raise ValueError(f"it has no {missing[0]}")
+    labels = {name: label_of_json(content[name]) for name in ("before", "after")}
+    for name, hint in hints.items():
+        value = content[name]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise ValueError(f"its {name} is {value!r:.60}, not one of {', '.join(get_args(hint))}")
+        elif hint is float:
+            if not _is_number(value) or (name == "probability" and not 0 <= value <= 1):
+                raise ValueError(f"its {name} is {value!r:.60}")
+        elif name not in labels and (not isinstance(value, hint) or isinstance(value, bool)):
+            raise ValueError(f"its {name} is {value!r:.60}")
+    return kind(**{**content, **labels})
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 - what JSON holds
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # NaN and infinity, which JSON of Python has, are none
+
+
+def read_json_lines(path: Path, cure: str) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers of lines and the objects in them; a last line that was cut off while it was written is left out.
 
     Raises:
         DataError: The file cannot be read or a line is no JSON object; the message names it and ends with the cure.
@@ -117,16 +169,27 @@ def read_json_lines(path: Path, cure: str) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number}: is no JSON ({error}). {cure}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: is no JSON object. {cure}")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
 def label_of_json(content: Any) -> Label | None:  # noqa: ANN401 - what JSON holds
-    """A label from its JSON object, or None."""
+    """A label from its JSON object, or None.
+
+    Raises:
+        ValueError: It is none.
+    """
     if content is None:
         return None
-    x1, y1, x2, y2 = (float(corner) for corner in content["box"])
-    return Label((x1, y1, x2, y2), str(content["class_name"]), bool(content["ignore"]))
+    if not isinstance(content, dict):
+        raise ValueError(f"{content!r:.60} is no label")
+    box, name, ignore = (content.get(key) for key in ("box", "class_name", "ignore"))
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(corner) for corner in box):
+        raise ValueError(f"the box of its label is {box!r:.60}")
+    if not isinstance(name, str) or not isinstance(ignore, bool):
+        raise ValueError(f"its label's class_name is {name!r:.60} and ignore {ignore!r:.60}")
+    x1, y1, x2, y2 = (float(corner) for corner in box)
+    return Label((x1, y1, x2, y2), name, ignore)
 
 
 def json_of_label(label: Label | None) -> dict[str, Any] | None:
