@@ -61,6 +61,33 @@ def test_a_line_that_is_no_fix_is_named(tmp_path: Path) -> None:
         read_fixes([path])
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": ["s"]}, r"its id is \['s'\]"),
+        ({"who": 5}, "its who is 5"),
+        ({"when": None}, "its when is None"),
+        ({"kind": ["missing"]}, r"its kind is \['missing'\], not one of missing"),
+        ({"decision": {}}, r"its decision is \{\}, not one of accept"),
+        ({"image_sha256": 7}, "its image_sha256 is 7"),
+        ({"file_name": ["a"]}, r"its file_name is \['a'\]"),
+        ({"annotation_id": True}, "its annotation_id is True"),
+        ({"probability": "x"}, "its probability is 'x'"),
+        ({"before": [1]}, r"\[1\] is no label"),
+        ({"after": {"box": [1, 2, 3, 4], "class_name": None, "ignore": False}}, "class_name is None"),
+        ({"colour": 1}, "it has a field 'colour', which is not known"),
+    ],
+)
+def test_a_field_of_another_type_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "fixes.jsonl"
+    append_fix(fix(0), path)
+    row = json.loads(path.read_text()) | change
+    with path.open("a") as file:
+        file.write(f"\n{json.dumps(row)}\n")
+    with pytest.raises(DataError, match=rf"fixes.jsonl, line 3: is malformed \(.*{words}.*\). Mend or drop"):
+        read_fixes([path])
+
+
 def test_the_last_decision_stands_and_undo_takes_it_back() -> None:
     assert standing([fix(0), fix(1, "reject")]) == {"s1": fix(1, "reject")}
     assert standing([fix(0), fix(1, "undo")]) == {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from detframe.data.annotations import DataError
-from detframe.data.label_queue import Kind, Label, json_of_label, label_of_json, read_json_lines
+from detframe.data.label_queue import Kind, Label, json_of_label, read_json_lines, row_of_json
 
 Decision = Literal["accept", "reject", "edit", "ambiguous", "skip", "undo"]
 """Taken as suggested; the label is right; mended by hand; made an ignore box; left for later; taken back."""
@@ -79,12 +79,9 @@ def read_fixes(paths: Iterable[Path]) -> list[Fix]:
     for path in paths:
         for number, row in read_json_lines(path, cure):
             try:
-                fix = Fix(**{**row, "before": label_of_json(row["before"]), "after": label_of_json(row["after"])})
-                if fix.decision not in DECISIONS:
-                    raise ValueError(f"its decision is {fix.decision!r}, not one of {', '.join(DECISIONS)}")
-            except (KeyError, TypeError, ValueError) as error:
+                fixes.append(row_of_json(Fix, row))
+            except ValueError as error:
                 raise DataError(f"{path}, line {number}: is malformed ({error}). {cure}") from error
-            fixes.append(fix)
     return sorted(fixes, key=lambda fix: fix.when)
 
 
