@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -116,3 +117,30 @@ def test_other_data_is_refused_and_data_without_images_is_not(detected: tuple[Pa
     assert evaluation.table.equals(read_results(found, truth).table)
     with pytest.raises(DataError, match="holds no test_predictions"):
         read_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[1]", b"null", b"\xff\x00", b'{"per_class": 5}'])
+def test_metrics_that_are_none_are_named(content: bytes, detected: tuple[Path, Path], tmp_path: Path) -> None:
+    pq.write_table(read_results(detected[1], detected[0]).table, tmp_path / "test_predictions.parquet")
+    (tmp_path / "test_metrics.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"test_metrics.json: holds no metrics of `detframe test`. Run it again"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("score", pa.array(["x"]), "its column 'score' is of string, not of float"),
+        ("label", pa.array([0.5]), "its column 'label' is of double, not of int32"),
+        ("label", pa.array([-1], pa.int32()), "has a label that is none, or below 0"),
+        ("label", pa.array([None], pa.int32()), "has a label that is none, or below 0"),
+    ],
+)
+def test_a_column_of_something_else_is_named(
+    column: str, values: pa.Array, words: str, detected: tuple[Path, Path], tmp_path: Path
+) -> None:
+    table = read_results(detected[1], detected[0]).table.slice(0, 1)
+    table = table.set_column(table.schema.get_field_index(column), column, values)
+    pq.write_table(table, tmp_path / "test_predictions.parquet")
+    with pytest.raises(DataError, match=f"test_predictions.parquet: {words}.* Write it anew"):
+        read_run(tmp_path)

@@ -112,6 +112,17 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert "reads runs that `detframe fit` trained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[1]", b"null", b"\xff\x00", b'{"when": "", "data": 5}'])
+@pytest.mark.parametrize("named", [True, False])
+def test_levers_that_are_none_are_named(
+    named: bool, content: bytes, detected: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "runs" / "one", detected, 0.1, 0, 5)
+    (run / "levers.json").write_bytes(content)
+    assert main(["ledger", str(run if named else run.parent), "--out", str(tmp_path / "out")]) == 2
+    assert "levers.json: holds no levers of a run of `detframe fit`. Delete it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_ledger_is_logged_where_that_is_asked_for(runs: Path, tmp_path: Path) -> None:
     options = [str(runs), "--out", str(tmp_path / "out"), "--replicates", "20", "--wandb"]

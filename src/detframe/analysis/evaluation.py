@@ -63,8 +63,16 @@ def read_run(run: Path, data: Path | None = None) -> Evaluation:
         ) from error
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
         raise DataError(f"{path}: has no column {missing[0]!r}. Write it anew with this version's `detframe test`.")
+    for field in SCHEMA:
+        if (found := table.schema.field(field.name).type) != field.type:
+            raise DataError(
+                f"{path}: its column {field.name!r} is of {found}, not of {field.type}. Write it anew with this "
+                "version's `detframe test`."
+            )
     if not table.num_rows:
         raise DataError(f"{path}: is empty: nothing was detected and there was nothing to detect.")
+    if table["label"].null_count or (table["label"].to_numpy() < 0).any():
+        raise DataError(f"{path}: has a label that is none, or below 0. Write it anew with `detframe test`.")
     names = _class_names(run / f"{stage}_metrics.json", table)
     try:
         index = _split(data if data is not None else run / "config.yaml", stage)
@@ -126,7 +134,12 @@ def _class_names(metrics: Path, table: pa.Table) -> list[str]:
     labels, named = table["label"].to_numpy(), table["class_name"].to_pylist()
     known = dict(zip(labels.tolist(), named, strict=True))
     if metrics.is_file():
-        names = list(json.loads(metrics.read_text())["per_class"])
+        try:
+            names = list(dict(json.loads(metrics.read_text(encoding="utf-8"))["per_class"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{metrics}: holds no metrics of `detframe test`. Run it again, or delete the file."
+            ) from error
         if all(label < len(names) and names[label] == name for label, name in known.items()):
             return names
         raise DataError(f"{metrics}: has other classes than the table beside it. Run `detframe test` again.")

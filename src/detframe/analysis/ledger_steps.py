@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +117,7 @@ def read_recorded(run: Path, data: Path | None) -> Recorded:
             )
     config = read_yaml(config_path)
     if recorded.is_file():
-        content: dict[str, Any] = json.loads(recorded.read_text(encoding="utf-8"))
-        levers = {name: Lever(**content[name]) for name in LEVERS}
+        levers = _levers(recorded)[1]
     else:
         levers = levers_of(config, json.loads(manifest_path.read_text(encoding="utf-8")))
     seed = config.get("seed_everything")
@@ -128,11 +127,27 @@ def read_recorded(run: Path, data: Path | None) -> Recorded:
 def _began(run: Path) -> str:
     """When a run was started, ISO 8601, UTC; "" where nothing tells."""
     if (run / LEVERS_FILE).is_file():
-        return str(json.loads((run / LEVERS_FILE).read_text(encoding="utf-8"))["when"])
+        return _levers(run / LEVERS_FILE)[0]
     config = run / "config.yaml"
     if not config.is_file():
         return ""
     return datetime.fromtimestamp(config.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
+
+
+def _levers(path: Path) -> tuple[str, dict[str, Lever]]:
+    """When a run was started and its levers, as it wrote them.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        levers = {name: Lever(str(content[name]["hash"]), dict(content[name]["settings"])) for name in LEVERS}
+        return str(content["when"]), levers
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: holds no levers of a run of `detframe fit`. Delete it: they are then found out from config.yaml."
+        ) from error
 
 
 def ledger_of(runs: Sequence[Recorded], metric: str, replicates: int, seed: int) -> Ledger:
