@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import detframe.export.quantize as quantize_module
+import detframe.export.runtime as runtime_module
 import detframe.export.torchscript as torchscript_module
 import detframe.export.verb as verb_module
 from detframe.cli import main
@@ -547,3 +548,15 @@ def test_metadata_are_read_as_written_and_later_keys_passed_over() -> None:
     content = json.loads(metadata.to_json())
     assert Metadata.from_json(json.dumps({**content, "of_next_year": 1})) == metadata
     assert Answer._fields == OUTPUTS
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[1]", "null", "nonsense", '{"class_names": 5, "image_size": [9, 9], "stretch": false}']
+    + [f'{{"class_names": ["nut"], "image_size": {size}, "stretch": false}}' for size in ("5", "[9]", '"ab"')],
+)
+def test_damaged_metadata_are_a_sentence(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").touch()
+    monkeypatch.setitem(runtime_module._LOADERS, ".onnx", lambda path, threads: (text, None))
+    with pytest.raises(ArtefactError, match=r"model.onnx: its metadata are damaged; export it anew\.$"):
+        load(tmp_path / "model.onnx")

@@ -95,11 +95,23 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
-        """Read what :meth:`to_json` has written; keys of later versions are passed over."""
-        content: Mapping[str, Any] = json.loads(text)
-        known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
-        outputs = tuple(content.get("outputs", ()))  # of the first artefacts, which did not say it
-        return cls(**{**known, "image_size": tuple(known["image_size"]), "outputs": outputs})
+        """Read what :meth:`to_json` has written; keys of later versions are passed over.
+
+        Raises:
+            ArtefactError: It is none; the message goes on after the artefact's name.
+        """
+        try:
+            content: Mapping[str, Any] = json.loads(text)
+            known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
+            outputs = tuple(content.get("outputs", ()))  # of the first artefacts, which did not say it
+            height, width = (int(side) for side in known["image_size"])
+            about = cls(**{**known, "image_size": (height, width), "outputs": outputs})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError("its metadata are damaged; export it anew.") from error
+        names = isinstance(about.class_names, list) and all(isinstance(name, str) for name in about.class_names)
+        if not names or not isinstance(about.thresholds, dict):
+            raise ArtefactError("its metadata are damaged; export it anew.")
+        return about
 
 
 class Artefact(NamedTuple):
@@ -127,17 +139,17 @@ def load(path: Path, threads: int = 0) -> Artefact:
         raise ArtefactError(f"{path}: is no artefact; their names end in {', '.join(_LOADERS)}.")
     try:
         metadata, run = loader(path, threads)
+        about = Metadata.from_json(metadata) if metadata else None
     except ModuleNotFoundError as error:
         raise ArtefactError(
             f"{path}: needs {error.name}, which is not installed. Run `pip install {error.name}`."
         ) from error
-    except ArtefactError:
-        raise
+    except ArtefactError as error:
+        raise ArtefactError(f"{path}: {error}") from error
     except Exception as error:  # each runtime has errors of its own for files that are none of its
         raise ArtefactError(f"{path}: cannot be loaded ({reason(error)}). Export it anew.") from error
-    if not metadata:
+    if about is None:
         raise ArtefactError(f"{path}: holds no {METADATA}; it was not written by `detframe export`.")
-    about = Metadata.from_json(metadata)
     if about.outputs != OUTPUTS:
         raise ArtefactError(f"{path}: is of another version of detframe, with other outputs. Export it anew.")
     return Artefact(about, run, path)
