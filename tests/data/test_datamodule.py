@@ -5,6 +5,7 @@ import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -165,3 +166,20 @@ def test_each_process_has_a_batch_where_images_are_few(root: Path) -> None:
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=strategy)  # type: ignore[assignment]
     assert [len(batch.images) for batch in data.train_dataloader()] == [5]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0; give 1 or more."),
+        ({"num_workers": -1}, "data.num_workers is -1; give 0 or more."),
+        ({"image_size": (0, 320)}, "data.image_size is [0, 320]; give sides of 1 pixel or more."),
+        ({"crop_size": (64, -1)}, "data.crop_size is [64, -1]; give sides of 1 pixel or more."),
+        ({"val_fraction": 15}, "data.val_fraction is 15; give a share, 0 to 1."),
+        ({"repeat_threshold": float("nan")}, "data.repeat_threshold is nan; give a share, 0 to 1."),
+        ({"multi_scale": (1.25, 0.75)}, "data.multi_scale is [1.25, 0.75]; give two factors above 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        DetectionDataModule(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,9 @@ class DetectionDataModule(LightningDataModule):
         allow_leakage: Train even where files of the training split are in validation or test as well.
         synthetic: Draw the quickstart data set into ``root`` if it is not there yet.
         seed: Of the held-out choice and of the synthetic data set.
+
+    Raises:
+        ValueError: A number is out of its range; the message names the argument.
     """
 
     def __init__(
@@ -122,6 +126,23 @@ class DetectionDataModule(LightningDataModule):
         self._datasets: dict[str, DetectionDataset] = {}
         self._digests: dict[str, list[bytes]] = {}
         self._hashes: dict[str, dict[str, str]] = {}
+        self._require_ranges()
+
+    def _require_ranges(self) -> None:
+        """Refuse numbers that would end in a traceback of a library, or in figures of nothing, at the first batch."""
+        for name, value, least in (("batch_size", self.batch_size, 1), ("num_workers", self.num_workers, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} is {value}; give {least} or more.")
+        for name, size in (("image_size", self.image_size), ("crop_size", self.crop_size)):
+            if size is not None and min(size) < 1:
+                raise ValueError(f"data.{name} is {list(size)}; give sides of 1 pixel or more.")
+        for name, share in (("val_fraction", self.val_fraction), ("repeat_threshold", self.repeat_threshold)):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"data.{name} is {share}; give a share, 0 to 1.")
+        if self.multi_scale is not None and not 0 < self.multi_scale[0] <= self.multi_scale[1] < math.inf:
+            raise ValueError(
+                f"data.multi_scale is {list(self.multi_scale)}; give two factors above 0, the lower one first."
+            )
 
     @property
     def class_names(self) -> list[str]:
