@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from detframe.models.heads.dense import DenseHead
 from detframe.models.necks import FPN, SimpleFeaturePyramid
 from detframe.structures import Batch, Targets
 from detframe.training.schedules import warmup_cosine
-from detframe.training.task import DetectionTask, class_path_of, parameter_groups
+from detframe.training.task import CheckpointError, DetectionTask, class_path_of, parameter_groups
 
 
 def make_task(**options: Any) -> DetectionTask:  # noqa: ANN401
@@ -260,3 +261,24 @@ def test_training_leaves_a_calibration_behind(averaged: bool, calibrated: Path, 
     assert begun.detector.calibration is None
     weights = torch.load(calibrated, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[f"detector.{key}"]) for key, value in begun.detector.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_do_not_fit_are_refused_by_the_first(tmp_path: Path) -> None:
+    content = torch.load(saved(make_task(), tmp_path / "whole.ckpt"), weights_only=True)
+    state = content["state_dict"]
+    first, *_, last = state
+
+    def refused(changed: dict[str, Any], words: str) -> None:
+        torch.save({**content, **changed}, tmp_path / "changed.ckpt")
+        with pytest.raises(CheckpointError, match=re.escape(words)):
+            trainer(tmp_path).predict(make_task(), loader(make_batch()), ckpt_path=tmp_path / "changed.ckpt")
+
+    refused({"state_dict": {**state, last: torch.zeros(3, 5, 7, 9, 2)}}, f"{last} is [3, 5, 7, 9, 2], not")
+    rest = {key: value for key, value in state.items() if key != last}
+    refused({"state_dict": rest}, f"{last} is missing, the first of 1 such tensors")
+    refused({"state_dict": {"weight": torch.zeros(1)}}, f"{first} is missing, the first of {len(state) + 1} such")
+    refused({"state_dict": {**state, "weight": torch.zeros(1)}}, "weight is not the detector's")
+    refused({"hyper_parameters": {"width": 3}}, "is no checkpoint of detframe: it has no class names")
+    # As before: who asks for it may load a part.
+    make_task().load_state_dict(rest, strict=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -268,8 +268,17 @@ class DetectionTask(LightningModule):
 
         Training that goes on from a calibrated checkpoint leaves the calibration out: it is one of weights that will
         not stay, and weight averaging keeps a model without it.
+
+        Raises:
+            CheckpointError: The classes differ, or it is other software's.
         """
-        self._require_classes(checkpoint["hyper_parameters"]["class_names"], "checkpoint")
+        names = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if names is None or "state_dict" not in checkpoint:
+            lacking = "state_dict" if names is not None else "class names in hyper_parameters"
+            raise CheckpointError(
+                f"The file is no checkpoint of detframe: it has no {lacking}. Runs keep theirs in `checkpoints/`."
+            )
+        self._require_classes(names, "checkpoint")
         state: dict[str, Tensor] = checkpoint["state_dict"]
         own = [key for key in state if key.startswith("detector.calibration.")]
         self.detector.calibration = None
@@ -279,6 +288,24 @@ class DetectionTask(LightningModule):
                 del state[key]
         elif own:
             self.detector.calibration = Calibration(len(self.class_names)).to(self.device)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's own
+        """Load weights as torch does, and name the first of those that do not fit: torch lists them all.
+
+        Raises:
+            CheckpointError: A tensor is missing, too many or of another shape.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            faults = _misfits(self.state_dict(), state_dict, strict)
+            if not faults:
+                raise
+            raise CheckpointError(
+                f"The checkpoint's weights do not fit the detector that it describes: {faults[0]}, the first of "
+                f"{len(faults)} such tensors. Either the file is damaged, or its detector's parts have changed since; "
+                "take another checkpoint, or train anew."
+            ) from error
 
     def _require_classes(self, names: Sequence[str], whose: str) -> None:
         if list(names) != self.class_names:
@@ -298,6 +325,20 @@ class DetectionTask(LightningModule):
         backbone = dict(parameters["backbone"])
         backbone["init_args"] = {**backbone["init_args"], "weights": None}
         checkpoint["hyper_parameters"] = {**parameters, "backbone": backbone}
+
+
+def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Any], strict: bool) -> list[str]:
+    """What of ``given`` a module with the state ``own`` cannot load, in words, one for each tensor."""
+    faults = []
+    for key, value in own.items():
+        if key not in given:
+            if strict:
+                faults.append(f"{key} is missing")
+        elif not isinstance(given[key], Tensor):
+            faults.append(f"{key} is no tensor")
+        elif given[key].shape != value.shape:
+            faults.append(f"{key} is {list(given[key].shape)}, not {list(value.shape)}")
+    return faults + [f"{key} is not the detector's" for key in given if strict and key not in own]
 
 
 def parameter_groups(detector: Detector, backbone_lr_factor: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
