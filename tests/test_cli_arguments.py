@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from detframe.cli import in_place, main, with_name
+from detframe.cli import LEAST, VERBS, in_place, main, with_name
 
 
 def many(files: list[Path] | None = None, out: Path | None = None) -> int:
@@ -73,3 +75,34 @@ def test_an_option_of_a_training_that_does_not_exist_is_told_with_one_that_does(
     assert main() == 2
     said = capsys.readouterr().err
     assert said.startswith("detframe: unrecognized arguments: --trainer.max_epoch 3. Similar: --trainer.max_epochs")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["compare", "a", "b", "--replicates", "0"], "--replicates is 0; give 1 or more."),
+        (["compare", "a", "b", "--margin", ".nan"], "--margin is nan; give 0 or more."),
+        (["check", "a", "--workers", "-1"], "--workers is -1; give 0 or more."),
+        (["profile", "a", "--seed=-1"], "--seed is -1; give 0 or more."),
+        (["hand-over", "a", "--tool", "coco", "--out", "b", "--most", "-1"], "--most is -1; give 0 or more."),
+        (["export", "a", "--images", "-1"], "--images is -1; give 0 or more."),
+        (["export", "a", "--max_drop", "-1"], "--max_drop is -1.0; give 0 or more."),
+        (["augment-report", "a", "--images", "0"], "--images is 0; give 1 or more."),
+    ],
+)
+def test_a_number_below_its_least_is_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    assert capsys.readouterr().err == f"detframe {given[0]}: {said}\n"
+
+
+def test_every_least_value_is_of_a_parameter() -> None:
+    names = set()
+    for verb, (_, path) in VERBS.items():
+        if path:
+            module, function = path.split(":")
+            found = inspect.signature(getattr(import_module(module), function)).parameters
+            names |= {*found, *(f"{verb} {name}" for name in found)}
+            # Whoever has a default has a valid one.
+            numbers = {name: p.default for name, p in found.items() if isinstance(p.default, int | float)}
+            assert all(value >= LEAST.get(f"{verb} {name}", LEAST.get(name, 0)) for name, value in numbers.items())
+    assert names >= LEAST.keys()

@@ -101,6 +101,24 @@ VERBS = {
     ),
 }
 
+LEAST = {
+    "auto": 0,
+    "images": 0,
+    "augment-report images": 1,
+    "margin": 0,
+    "max_drop": 0,
+    "measured": 0,
+    "most": 0,
+    "pictures": 0,
+    "replicates": 1,
+    "samples": 0,
+    "seed": 0,
+    "to_queue": 0,
+    "workers": 0,
+    "serve workers": 1,
+}
+"""Least values of numbers by parameter, or by verb and parameter; what else a verb asks of a number it says itself."""
+
 USAGE = """usage: python -m detframe VERB [options]
 
 Object detection from research to production. A first run, on a data set that the project draws itself:
@@ -179,8 +197,8 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
     class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Keeps the paragraphs of the docstring."""
 
-    module, name = path.split(":")
-    function: Callable[..., int] = getattr(import_module(module), name)
+    module, called = path.split(":")
+    function: Callable[..., int] = getattr(import_module(module), called)
     parser = ArgumentParser(
         prog=f"python -m detframe {verb}", formatter_class=Formatter, exit_on_error=False, allow_abbrev=False
     )
@@ -195,7 +213,14 @@ def run_function(verb: str, path: str, arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    return function(**parser.instantiate(parsed).as_dict())
+    given = parser.instantiate(parsed).as_dict()
+    for name, value in given.items():
+        least = LEAST.get(f"{verb} {name}", LEAST.get(name))
+        # Only numbers: `images` is a folder for some verbs. `not >=` refuses NaN too.
+        if least is not None and isinstance(value, int | float) and not value >= least:
+            print(f"detframe {verb}: --{name} is {value}; give {least} or more.", file=sys.stderr)
+            return 2
+    return function(**given)
 
 
 def in_place(function: Callable[..., int], arguments: Sequence[str]) -> list[str]:
