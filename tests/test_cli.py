@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from detframe.cli import main
@@ -141,6 +142,16 @@ def test_bad_input_ends_with_a_sentence_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     refused(capsys, arguments, words)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_bare_weights_are_no_checkpoint(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "bare.ckpt")
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, [verb, "--ckpt_path", "bare.ckpt"], "bare.ckpt: is no checkpoint of detframe")
 
 
 @pytest.mark.filterwarnings("ignore")

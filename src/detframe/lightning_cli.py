@@ -106,6 +106,8 @@ class DetframeCLI(LightningCLI):
         options = self._options()
         if not named:
             after = _flat(options.model)
+            if not after.get("class_names"):  # else Lightning ends in a KeyError over what else it lacks
+                raise CheckpointError(f"{path}: is no checkpoint of detframe (it has no class names).")
             ignored = [
                 f"{key} is {after[key]}, not {value}"
                 for key, value in before.items()
