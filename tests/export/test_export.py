@@ -511,6 +511,14 @@ def test_bad_input_is_one_sentence(
     assert len(error.splitlines()) == 1
 
 
+def test_weights_that_are_not_finite_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = DetectionTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    name, weight = next(iter(task.detector.head.named_parameters()))
+    nn.init.constant_(weight, float("nan"))
+    assert main(["export", str(save(task, tmp_path / "spoilt.ckpt"))]) == 2
+    assert f"spoilt.ckpt: head.{name} has values that are not finite" in capsys.readouterr().err
+
+
 def test_where_nothing_can_be_written_is_json_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", f"{run}/config.yaml/below", "--json"]
     assert main(["export", f"{run}/checkpoints/best.ckpt", *out]) == 2

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from detframe.analysis.diagnosis import parse_aim
 from detframe.analysis.evidence import Aim, examine
@@ -126,6 +127,7 @@ def export(
         chosen = parse_aim(aim)
         given = read_given(card)
         task = read_checkpoint(checkpoint)
+        _require_finite(checkpoint, task.detector)
         _require_libraries(to, precision)
         names = task.class_names
         split = split_of_run(data, run, images, names)
@@ -269,6 +271,20 @@ def _function(writer: Writer) -> Callable[[Artefact, Metadata, Path], None]:
     module, name = writer.function.split(":")
     function: Callable[[Artefact, Metadata, Path], None] = getattr(import_module(module), name)
     return function
+
+
+def _require_finite(checkpoint: Path, detector: nn.Module) -> None:
+    """Refuse weights that are not finite: they find nothing, which a proof passes, or a library ends the process.
+
+    Raises:
+        ArtefactError: A weight is not finite; the message names the first tensor.
+    """
+    for name, value in detector.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ArtefactError(
+                f"{checkpoint}: {name} has values that are not finite, so it finds nothing. Take an earlier "
+                "checkpoint of the run, or train anew with a lower learning rate."
+            )
 
 
 def _require_libraries(to: str, precision: str) -> None:
