@@ -16,6 +16,8 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detframe.refusals import is_finite_number
+
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Which quantiles a distribution is described by."""
 
@@ -175,7 +177,7 @@ def _value(path: Path, content: Mapping[str, Any], name: str) -> Any:  # noqa: A
         if (
             not isinstance(value, list)
             or len(value) != len(LEVELS)
-            or not all(map(_is_number, value))
+            or not all(map(is_finite_number, value))
             or sorted(value) != value
         ):
             raise ProfileError(
@@ -190,10 +192,6 @@ def _value(path: Path, content: Mapping[str, Any], name: str) -> Any:  # noqa: A
             "anew with `detframe profile`."
         )
     return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _rounded(values: tuple[float, ...]) -> list[float]:

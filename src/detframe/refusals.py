@@ -31,6 +31,11 @@ def refuse(
     return 2
 
 
+def is_finite_number(value: object) -> bool:
+    """Whether a value of a JSON or YAML file is a number, as no boolean, NaN, infinity or endless row of digits is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def explain_argument(message: str, options: Iterable[str]) -> str:
     """What is wrong with an argument, as a person says it: without Python's types, and with what may have been meant.
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from detframe.data.annotations import DataError
+from detframe.refusals import is_finite_number
 from detframe.unfinished import unfinished
 
 Kind = Literal["missing", "wrong-class", "bad-box", "spurious", "duplicate"]
@@ -23,6 +24,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _FORMAT = "detframe label queue 1"
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
+
+_hints = cache(get_type_hints)  # nearly all of the time that reading a row would take
 
 
 class Label(NamedTuple):
@@ -123,7 +126,7 @@ def row_of_json(kind: type[Row], content: Mapping[str, Any]) -> Row:
     Raises:
         ValueError: It is none; the message names the field.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     if unknown := [name for name in content if name not in hints]:
         raise ValueError(f"it has a field {unknown[0]!r}, which is not known")
     if missing := [name for name in hints if name not in content]:
@@ -135,16 +138,11 @@ def row_of_json(kind: type[Row], content: Mapping[str, Any]) -> Row:
             if value not in get_args(hint):
                 raise ValueError(f"its {name} is {value!r:.60}, not one of {', '.join(get_args(hint))}")
         elif hint is float:
-            if not _is_number(value) or (name == "probability" and not 0 <= value <= 1):
+            if not is_finite_number(value) or (name == "probability" and not 0 <= value <= 1):
                 raise ValueError(f"its {name} is {value!r:.60}")
         elif name not in labels and (not isinstance(value, hint) or isinstance(value, bool)):
             raise ValueError(f"its {name} is {value!r:.60}")
     return kind(**{**content, **labels})
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401 - what JSON holds
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # NaN and infinity, which JSON of Python has, are none
 
 
 def read_json_lines(path: Path, cure: str) -> list[tuple[int, dict[str, Any]]]:
@@ -184,7 +182,7 @@ def label_of_json(content: Any) -> Label | None:  # noqa: ANN401 - what JSON hol
     if not isinstance(content, dict):
         raise ValueError(f"{content!r:.60} is no label")
     box, name, ignore = (content.get(key) for key in ("box", "class_name", "ignore"))
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(corner) for corner in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite_number, box)):
         raise ValueError(f"the box of its label is {box!r:.60}")
     if not isinstance(name, str) or not isinstance(ignore, bool):
         raise ValueError(f"its label's class_name is {name!r:.60} and ignore {ignore!r:.60}")

@@ -106,11 +106,11 @@ class Metadata:
             outputs = tuple(content.get("outputs", ()))  # of the first artefacts, which did not say it
             height, width = (int(side) for side in known["image_size"])
             about = cls(**{**known, "image_size": (height, width), "outputs": outputs})
+            named = isinstance(about.class_names, list) and all(isinstance(name, str) for name in about.class_names)
+            if not named or not isinstance(about.thresholds, dict):
+                raise ValueError("its class names or thresholds are none")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError("its metadata are damaged; export it anew.") from error
-        names = isinstance(about.class_names, list) and all(isinstance(name, str) for name in about.class_names)
-        if not names or not isinstance(about.thresholds, dict):
-            raise ArtefactError("its metadata are damaged; export it anew.")
         return about
 
 
