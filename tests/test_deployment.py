@@ -91,6 +91,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         ({"noise": [1, 2, 3]}, "`noise` is .* and not 5 ascending numbers"),
         ({"noise": [5, 4, 3, 2, 1]}, "`noise` is"),
         ({"noise": [1, 2, 3, 4, float("nan")]}, "`noise` is"),
+        ({"noise": [1, 2, 3, 4, 10**400]}, "`noise` is"),
         ({"blur": None}, "`blur` is None"),
         ({"images": "many"}, "`images` is 'many' and not of the type int"),
     ],
