@@ -37,13 +37,14 @@ def test_a_vote_is_the_mean_of_the_class_by_score_and_overlap(seed: int) -> None
     raw = candidates(2, 40, seed)
     found = suppress(raw, 0.5, 10)
     voted = vote(found, raw)
+    overlaps = [box_iou(kept.double(), boxes.double()) for kept, boxes in zip(found.boxes, raw.boxes, strict=True)]
     for image, slot in zip(*np.nonzero(found.valid.numpy()), strict=True):
         last = float(raw.scores[image].min())
         total, mean = last, last * found.boxes[image, slot].numpy().astype(float)
-        for box, score, label, valid in zip(*(column[image] for column in raw), strict=True):
+        columns = (*(column[image] for column in raw), overlaps[image][slot])
+        for box, score, label, valid, overlap in zip(*columns, strict=True):
             if valid and label == found.labels[image, slot]:
-                overlap = float(box_iou(found.boxes[image, slot][None].double(), box[None].double()))
-                weight = (float(score) - last) * np.exp(-((1 - overlap) ** 2) / 0.025)
+                weight = (float(score) - last) * np.exp(-((1 - float(overlap)) ** 2) / 0.025)
                 total, mean = total + weight, mean + weight * box.numpy().astype(float)
         np.testing.assert_allclose(voted.boxes[image, slot], mean / total, atol=1e-3)
     for before, after in zip(found[1:], voted[1:], strict=True):
